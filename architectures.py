@@ -1,0 +1,279 @@
+"""The networks. Every one maps (N, 2, H, W) -> (N, 1, H, W), float32.
+
+Input channel 0: the pixelated image, grey values in [0, 1] (uint8 / 255). Channel 1: the known mask, 1 where the pixel
+is original, 0 where it is to be predicted. Output: the restored image on the same scale.
+
+ResidualUNet   ours. Ronneberger et al. 2015 (U-Net), He et al. 2016 (residual blocks), Shi et al. 2016 (pixel shuffle).
+DeePixV1       the winner of the 2023 challenge.
+BasicCNN       the course's reference.
+IdentityModel  the pixelated image itself: what doing nothing scores.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# ------------------------------------------------------------------------------------------------ the block grid
+
+
+def find_block_sizes(images, unknown, sizes):
+    """The block size of each pixelated image, which the challenge does not give.
+
+    It is the largest size for which all blocks of the grid anchored at the rectangle's top-left corner are constant,
+    that is: along both axes the image changes only at multiples of the size.
+
+    images: (N, H, W), any dtype. unknown: (N, H, W) bool, True inside the rectangle. sizes: candidates, a sequence.
+    Returns (N,) int64. Where no candidate fits, it is the longer side of the image: the rectangle is one block.
+    """
+    candidates = torch.as_tensor(list(sizes), device=images.device)  # (S,)
+    fits = torch.ones(len(images), len(candidates), dtype=torch.bool, device=images.device)
+    for axis in (1, 2):
+        length = images.shape[axis] - 1
+        before, after = images.narrow(axis, 0, length), images.narrow(axis, 1, length)
+        inside = unknown.narrow(axis, 0, length) & unknown.narrow(axis, 1, length)
+        changes = ((before != after) & inside).any(dim=3 - axis)  # (N, length): between position and position + 1
+        offset = _offsets(unknown, axis)[:, 1:]  # (N, length)
+        allowed = offset[:, None] % candidates[None, :, None] == 0  # (N, S, length)
+        fits &= (allowed | ~changes[:, None]).all(dim=2)
+    largest = torch.where(fits, candidates, 0).amax(dim=1)
+    return torch.where(largest > 0, largest, max(images.shape[1:]))
+
+
+def _offsets(unknown, axis):
+    """Position along axis (1: y, 2: x) relative to the rectangle's first row or column: (N, H or W) int64."""
+    hit = unknown.any(dim=3 - axis)  # (N, H or W)
+    return torch.arange(hit.shape[1], device=hit.device) - hit.int().argmax(dim=1, keepdim=True)
+
+
+class BlockGrid:
+    """The grid of blocks inside each image's rectangle, recovered from the image and its mask.
+
+    Sums over blocks are separable, so they are two small matrix products with 0/1 membership matrices.
+    """
+
+    def __init__(self, images, unknown, sizes):
+        """images: (N, 1, H, W). unknown: (N, 1, H, W) bool. sizes: candidates for the block size, a sequence."""
+        self.unknown = unknown
+        self.sizes = find_block_sizes(images[:, 0], unknown[:, 0], sizes)  # (N,)
+        self.offsets = [_offsets(unknown[:, 0], axis) for axis in (1, 2)]  # (N, H), (N, W)
+        self.rows, self.columns = (self._membership(offset) for offset in self.offsets)  # (N, K, H), (N, K, W)
+        self.counts = self._sums(unknown.float())  # (N, 1, K, K)
+
+    def _membership(self, offset):
+        blocks = -(-offset.shape[1] // 2)  # a block has at least 2 pixels a side; a smaller size is no grid
+        index = torch.div(offset, self.sizes[:, None], rounding_mode="floor")  # (N, L)
+        return (index[:, None] == torch.arange(blocks, device=offset.device)[:, None]).float()  # (N, K, L)
+
+    def _sums(self, maps):
+        return (self.rows @ maps[:, 0] @ self.columns.mT)[:, None]  # (N, K, H) (N, H, W) (N, W, K) -> (N, 1, K, K)
+
+    def spread(self, values):
+        """One value per block, (N, 1, K, K), written to each of the block's pixels: (N, 1, H, W), 0 elsewhere."""
+        return (self.rows.mT @ values[:, 0] @ self.columns)[:, None] * self.unknown
+
+    def means(self, maps):
+        """(N, 1, H, W) -> the map in which each unknown pixel holds the mean of its block, 0 elsewhere."""
+        return self.spread(self._sums(maps * self.unknown) / self.counts.clamp(min=1))
+
+    def expected_means(self, images):
+        """The expected mean of each block before pixelation floored it, written to its pixels. (N, 1, H, W).
+
+        For n pixels the mean is value + k / n with k = 0 ... n - 1 about equally likely: value + (n - 1) / (2 n).
+        """
+        counts = self.counts.clamp(min=1)
+        return (images + self.spread((counts - 1) / (2 * counts)) / 255) * self.unknown
+
+
+# ------------------------------------------------------------------------------------------------ the networks
+
+
+class IdentityModel(nn.Module):
+    """Returns the pixelated image: the challenge's zero-point mark."""
+
+    def forward(self, inputs):
+        return inputs[:, :1]
+
+
+class BasicCNN(nn.Module):
+    """The course's reference: hidden layers of 3x3 kernels with ReLU, one output layer. Its score is 200 points."""
+
+    def __init__(self, channels=32, layers=5):
+        super().__init__()
+        widths = [2] + [channels] * layers
+        hidden = [nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in zip(widths, widths[1:])]
+        self.layers = nn.Sequential(*hidden, nn.Conv2d(channels, 1, 3, padding=1))
+
+    def forward(self, inputs):
+        return torch.where(inputs[:, 1:] > 0, inputs[:, :1], self.layers(inputs).float())
+
+
+class ResidualBlock(nn.Module):
+    """conv - ReLU - conv on a residual branch that starts at zero; no normalisation layers."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x):
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class ResidualUNet(nn.Module):
+    """Our residual CNN: a U-Net on a window around the rectangle that predicts a residual on the pixelated image.
+
+    What is known is respected exactly: known pixels are returned as they are, and the mean of each block of the output
+    is the block's pixelated value plus the expected loss of its flooring. What is easy is not learned: the network
+    starts from a smooth interpolation with the right block means, and sees it at zero mean and unit deviation around
+    the rectangle.
+
+    channels: per stage; the first works at half the resolution, each further one at half of that. blocks: residual
+    blocks per stage, on the way down and again on the way up, at the bottom once. window: its side in pixels, grown
+    where a rectangle needs more. size_range: smallest and largest block size that may occur.
+    """
+
+    def __init__(self, channels=(64, 128, 256), blocks=(2, 2, 4), window=48, size_range=(4, 16)):
+        super().__init__()
+        self.window, self.sizes = window, range(size_range[0], size_range[1] + 1)
+        self.multiple = 2 ** len(channels)  # window sides are multiples of this, so that every stage halves evenly
+        stages = list(zip(channels, channels[1:], blocks))
+        self.first = nn.Conv2d(4 * 3, channels[0], 3, padding=1)
+        self.down = nn.ModuleList(self._stage(a, n) for a, _, n in stages)
+        self.reduce = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b, _ in stages)
+        self.bottom = self._stage(channels[-1], blocks[-1])
+        self.expand = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b, _ in stages)
+        self.up = nn.ModuleList(self._stage(a, n) for a, _, n in stages)
+        self.last = nn.Conv2d(channels[0], 4, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    @staticmethod
+    def _stage(channels, blocks):
+        return nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
+
+    def forward(self, inputs):
+        height, width = inputs.shape[2:]
+        with torch.autocast(inputs.device.type, enabled=False):  # grey values need more than the 8 bits of bfloat16
+            inputs, place = self._place_windows(inputs.float())
+            cut = inputs[place].permute(0, 3, 1, 2)  # (N, h, w, 2) -> (N, 2, h, w)
+            images, unknown = cut[:, :1], cut[:, 1:] == 0
+            grid = BlockGrid(images, unknown, self.sizes)
+            means = grid.expected_means(images)
+            guess = interpolate(images, means, grid)
+            near = F.max_pool2d(unknown.float(), 9, stride=1, padding=4)  # the rectangle and 4 pixels around it
+            near = near / near.sum((2, 3), keepdim=True).clamp(min=1)
+            center = (guess * near).sum((2, 3), keepdim=True)
+            scale = ((guess - center) ** 2 * near).sum((2, 3), keepdim=True).sqrt() + 0.02
+            maps = torch.cat([(guess - center) / scale, (images - center) / scale, cut[:, 1:]], dim=1)  # (N, 3, h, w)
+            maps = maps.contiguous(memory_format=torch.channels_last)
+        residual = guess + scale * self._unet(maps).float()
+        with torch.autocast(inputs.device.type, enabled=False):
+            restored = means + residual - grid.means(residual)
+            if not self.training:  # the nearest image within [0, 1] that has these means
+                for _ in range(10):
+                    restored = restored.clamp(0, 1)
+                    restored = restored + means - grid.means(restored)
+            output = inputs[:, :1].clone()
+            output[place[0], 0, place[2], place[3]] = torch.where(unknown, restored, images)[:, 0]
+        return output[:, :, :height, :width]
+
+    def _unet(self, maps):
+        x, skips = self.first(F.pixel_unshuffle(maps, 2)), []  # (N, 3, h, w) -> (N, 12, h/2, w/2)
+        for stage, reduce in zip(self.down, self.reduce):
+            x = stage(x)
+            skips.append(x)
+            x = reduce(x)
+        x = self.bottom(x)
+        for stage, expand in zip(reversed(self.up), reversed(self.expand)):
+            x = stage(F.pixel_shuffle(expand(x), 2) + skips.pop())
+        return F.pixel_shuffle(self.last(x), 2)  # (N, 4, h/2, w/2) -> (N, 1, h, w)
+
+    def _place_windows(self, inputs):
+        """The inputs, padded where the window is larger than the image, and the index that cuts the windows out."""
+        unknown = inputs[:, 1] == 0  # (N, H, W)
+        starts, sides = [], []
+        for axis in (1, 2):
+            length = unknown.shape[axis]
+            hit = unknown.any(dim=3 - axis).int()  # (N, H or W)
+            first, last = hit.argmax(dim=1), length - 1 - hit.flip(1).argmax(dim=1)
+            needed = max(self.window, int((last - first).max()) + self.window // 3)
+            side = -(-min(needed, length) // self.multiple) * self.multiple
+            starts.append(((first + last + 1 - side) // 2).clamp(0, max(0, length - side)))
+            sides.append(side)
+        padding = [max(0, side - length) for side, length in zip(sides, unknown.shape[1:])]
+        if any(padding):
+            padding = (0, padding[1], 0, padding[0])
+            inputs = torch.cat(
+                [F.pad(inputs[:, :1], padding, "replicate"), F.pad(inputs[:, 1:], padding, value=1)], dim=1
+            )
+        rows, columns = (
+            start[:, None] + torch.arange(side, device=inputs.device) for start, side in zip(starts, sides)
+        )
+        n = torch.arange(len(inputs), device=inputs.device)
+        return inputs, (n[:, None, None], slice(None), rows[:, :, None], columns[:, None, :])
+
+
+def interpolate(images, means, grid, deviations=(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1)):
+    """A smooth image with the given block means: blurred, put back onto what is known, and again, ever more finely.
+
+    images, means: (N, 1, H, W), means as from grid.expected_means. deviations: of the Gaussian blurs, in pixels.
+    Alternating projections; the fixed point is a membrane stretched over the known pixels and the block means.
+    """
+    guess = images
+    for deviation in deviations:
+        vertical, horizontal = (_blur_matrix(n, deviation, images) for n in images.shape[2:])
+        blurred = vertical @ guess @ horizontal.T  # (H, H) (N, 1, H, W) (W, W)
+        guess = torch.where(grid.unknown, means + blurred - grid.means(blurred), images)
+    return guess
+
+
+def _blur_matrix(n, deviation, like):
+    """Gaussian blur of n samples as an (n, n) matrix; at the ends the weights that fall outside are left out."""
+    position = torch.arange(n, dtype=like.dtype, device=like.device)
+    weights = torch.exp(-(((position[:, None] - position) / deviation) ** 2) / 2)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+class DeePixBlock(nn.Module):
+    """Two convolutions with a skip connection at width a, then a convolution to width b."""
+
+    def __init__(self, a, b, kernel):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(a, a, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(a)
+        self.conv2, self.norm2 = nn.Conv2d(a, a, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(a)
+        self.conv3, self.norm3 = nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(b)
+
+    def forward(self, x):
+        residual = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(self.norm3(self.conv3(F.relu(x + residual))))
+
+
+class DeePixV1(nn.Module):
+    """Rank 1 of 2023: a plain residual CNN at full resolution, 2.4M parameters in its winning shape.
+
+    shape: log2 of the channels before the first and after each block. kernels: the kernel sizes of the first and the
+    output convolution; the blocks' sizes are interpolated between them and floored to odd.
+    """
+
+    def __init__(self, shape=(5, 5, 6, 6, 7, 7, 8), kernels=(3, 5)):
+        super().__init__()
+        blocks = len(shape) - 1
+        first, last = kernels
+        sizes = [int(first + (last - first) * i / max(blocks - 1, 1)) for i in range(blocks)]
+        sizes = [size - 1 + size % 2 for size in sizes]
+        width = 2 ** shape[0]
+        self.first = nn.Sequential(
+            nn.Conv2d(2, width, first, padding=first // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        self.blocks = nn.Sequential(*(DeePixBlock(2**a, 2**b, k) for a, b, k in zip(shape, shape[1:], sizes)))
+        self.last = nn.Sequential(nn.Conv2d(2 ** shape[-1], 1, last, padding=last // 2, bias=False), nn.BatchNorm2d(1))
+
+    def forward(self, inputs):
+        restored = torch.sigmoid(self.last(self.blocks(self.first(inputs))).float())
+        return torch.where(inputs[:, 1:] > 0, inputs[:, :1], restored)
+
+
+NETWORKS = {network.__name__: network for network in (IdentityModel, BasicCNN, DeePixV1, ResidualUNet)}
+BLOCKS = (ResidualBlock, DeePixBlock)

@@ -1,0 +1,254 @@
+"""The score, the configuration and files from outside."""
+
+import json
+import math
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from utils import (
+    ROOT,
+    Config,
+    UserError,
+    atomic_write,
+    check_finite,
+    choose_precision,
+    config_from_dict,
+    load_checkpoint,
+    load_test_set,
+    parse_command_line,
+    read_config,
+    restore,
+    rmse_per_image,
+    training_loss,
+)
+
+
+def parse(*arguments):
+    return parse_command_line(list(arguments), "", {"resume": "", "predict": "", "summary": ""}, "")
+
+
+def test_score_worked_example():
+    """Errors 3 and 4 on the unknown pixels of the first image, 6 on that of the second, large ones on known pixels."""
+    images = torch.zeros(2, 1, 1, 3)
+    predictions = torch.tensor([[3.0, 4, 99], [99, 6, 99]]).reshape(2, 1, 1, 3)
+    known = torch.tensor([[False, False, True], [True, False, True]]).reshape(2, 1, 1, 3)
+    per_image = rmse_per_image(predictions.double(), images.double(), known)
+    assert per_image.dtype == torch.float64
+    assert per_image.tolist() == pytest.approx([math.sqrt(12.5), 6])
+    score = per_image.mean().item()
+    over_all_unknown_pixels = math.sqrt((9 + 16 + 36) / 3)  # another number: the kind of RMSE matters
+    assert score == pytest.approx(4.76777, abs=1e-5) and abs(score - over_all_unknown_pixels) > 0.2
+    assert training_loss("rmse", predictions / 255, images, known).item() == pytest.approx(score, abs=1e-3)
+    assert training_loss("mse", predictions / 255, images, known).item() == pytest.approx(61 / 3, rel=1e-5)
+
+
+def test_loss_has_a_gradient_where_the_prediction_is_right():
+    predictions = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    training_loss("rmse", predictions, torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, dtype=torch.bool)).backward()
+    assert predictions.grad.isfinite().all()
+
+
+def test_restore_clamps_and_rounds():
+    outputs = torch.tensor([-3.0, 0.6, 127.4, 127.6, 254.6, 300]).reshape(1, 1, 1, 6) / 255
+    pixelated = torch.full((1, 1, 1, 6), 9, dtype=torch.uint8)
+    unknown = torch.zeros(1, 1, 1, 6, dtype=torch.bool)
+    predictions = restore(lambda inputs: outputs, pixelated, unknown, torch.float32)
+    assert predictions.flatten().tolist() == [0, 1, 127, 128, 255, 255]
+    assert torch.equal(restore(lambda inputs: outputs, pixelated, ~unknown, torch.float32), pixelated)
+
+
+def test_config_file_has_every_key_and_the_defaults():
+    with open(os.path.join(ROOT, "config.json"), encoding="utf-8") as file:
+        values = json.load(file)
+    defaults = Config()
+    assert list(values) == list(vars(defaults)) and values == vars(defaults)
+    assert read_config(os.path.join(ROOT, "config.json")).test_set == os.path.join(ROOT, "test_set.pkl")
+
+
+@pytest.mark.parametrize(
+    "key, values",
+    [
+        ("images", [3, None, ["a"], ""]),
+        ("name", ["", "a/b", "..", ".x", 5]),
+        ("network", ["ResNet", 1]),
+        ("network_options", [[], "x", None]),
+        ("loss", ["l1", None]),
+        ("epochs", [0, -1, 1.5, "3", True, float("nan")]),
+        ("max_minutes", [0, -1, "x", float("inf"), float("nan")]),
+        ("batch_size", [0, None, 2.5, True]),
+        ("learning_rate", [0, -1e-3, "fast", float("nan"), None, True]),
+        ("warmup", [-0.1, 1.1]),
+        ("decay", [-0.1, 2]),
+        ("weight_decay", [-1]),
+        ("gradient_clip", [0]),
+        ("ema_decay", [-0.1, 1, 1.5]),
+        ("crop_scale", [[0.5], [0, 1], [0.9, 0.5], [0.5, 1.5], ["a", "b"], 0.5]),
+        ("synthetic_images", [1, None]),
+        ("validation_fraction", [0, 0.6]),
+        ("patience", [0, "x"]),
+        ("seed", [-1, 2**32, 1.5]),
+        ("device", ["gpu", 0]),
+        ("precision", ["float16"]),
+        ("workers", [-1, 1.5]),
+        ("init", [1, ""]),
+        ("model", [1]),
+        ("test_set", [None, ""]),
+        ("submission", [None, 3]),
+        ("cache_dir", [None]),
+        ("output_dir", [None]),
+    ],
+)
+def test_every_key_refuses_wrong_values(key, values):
+    for value in values:
+        with pytest.raises(UserError) as error:
+            config_from_dict({key: value}, "some.json")
+        message = str(error.value)
+        assert message.startswith("some.json: ") and key in message and "must be" in message and "\n" not in message
+
+
+def test_every_key_is_tested_above():
+    parameters = test_every_key_refuses_wrong_values.pytestmark[0].args[1]
+    assert {key for key, _ in parameters} == set(vars(Config()))
+
+
+def test_options_go_before_the_file(tmp_path):
+    path = tmp_path / "my.json"
+    path.write_text('{"epochs": 7, "batch_size": 8, "test_set": "a.pkl", "images": "synthetic"}')
+    action, config, given = parse(
+        "--config", str(path), "--epochs", "3", "--max_minutes", "none", "--crop_scale", "[0.5, 1]"
+    )
+    assert (action, config.epochs, config.batch_size, config.max_minutes, config.crop_scale) == (
+        "train",
+        3,
+        8,
+        None,
+        [0.5, 1],
+    )
+    assert given == {"epochs", "max_minutes", "crop_scale"}
+    assert config.test_set == str(tmp_path / "a.pkl") and config.images == "synthetic"  # from the file's folder
+    assert parse("--config", str(path), "--images", "photos.zip")[1].images == os.path.abspath(
+        "photos.zip"
+    )  # from here
+    assert parse("--config", str(path), "--predict", "--name", "3")[1].name == "3"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--epoch", "3"], ["--epoch", "--epochs"]),
+        (["--lerning_rate=1"], ["--lerning_rate", "--learning_rate"]),
+        (["--epochs", "three"], ["epochs", "three", "whole number"]),
+        (["photos.zip"], ["photos.zip"]),
+        (["--network", "BasicCCN"], ["network", "BasicCNN"]),
+        (["--config", "missing.json"], ["missing.json"]),
+        (["--predict", "--summary"], ["--summary"]),
+        (["--epochs"], ["--epochs"]),
+    ],
+)
+def test_wrong_options(arguments, words):
+    with pytest.raises(UserError) as error:
+        parse(*arguments)
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('{"epochs": 3,}', ["my.json", "JSON"]),
+        ("[1]", ["my.json", "object"]),
+        ('{"epcohs": 3}', ["epcohs", "epochs"]),
+        ('{"learning_rate": NaN}', ["learning_rate", "NaN"]),
+    ],
+)
+def test_wrong_config_files(tmp_path, text, words):
+    path = tmp_path / "my.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        parse("--config", str(path))
+    assert all(word in str(error.value) for word in words)
+
+
+def test_atomic_write_keeps_the_old_file_on_failure(tmp_path):
+    path = tmp_path / "new" / "file"
+    with atomic_write(path) as file:
+        file.write(b"old")
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write(b"half of the new")
+        raise RuntimeError
+    assert path.read_bytes() == b"old" and os.listdir(path.parent) == ["file"]
+
+
+def test_loss_that_is_not_finite():
+    assert check_finite(1.5, 1, 2, 0.1) == 1.5
+    with pytest.raises(UserError, match="learning_rate: the loss became nan in epoch 3, at or before step 20"):
+        check_finite(math.nan, 3, 20, 0.1)
+
+
+def test_precision_is_measured():
+    assert choose_precision("float32", torch.device("cpu")) == torch.float32
+    assert choose_precision("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_test_pickle(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = tuple(np.full((1, 8, 8), i, dtype=np.uint8) for i in range(3))
+    known = tuple(np.arange(64).reshape(1, 8, 8) > i for i in range(3))
+
+    def write(data, protocol=4):
+        with open("test.pkl", "wb") as file:
+            pickle.dump(data, file, protocol)
+
+    for protocol in (2, 3, 4):
+        write({"pixelated_images": images, "known_arrays": known}, protocol)
+        if protocol > 2:  # protocol 2 needs a codec to read bytes, which is one function more than we allow
+            assert all(map(np.array_equal, load_test_set("test.pkl")[0], images))
+    data = open("test.pkl", "rb").read()
+    renamed = data.replace(b"\x16numpy._core.multiarray", b"\x15numpy.core.multiarray")  # as NumPy 1 writes it
+    assert renamed != data
+    with open("test.pkl", "wb") as file:
+        file.write(b"\x80\x04" + renamed[11:])  # without the frame, whose length has changed
+    assert all(map(np.array_equal, load_test_set("test.pkl")[1], known))
+
+    for wrong in (
+        Hostile(),
+        [images, known],
+        {"pixelated_images": images},
+        {"pixelated_images": images, "known_arrays": known[:2]},
+        {"pixelated_images": (), "known_arrays": ()},
+        {"pixelated_images": images, "known_arrays": images},
+        {"pixelated_images": known, "known_arrays": known},
+        {"pixelated_images": images, "known_arrays": (known[0] | True,) * 3},
+        {"pixelated_images": tuple(i[0] for i in images), "known_arrays": tuple(k[0] for k in known)},
+    ):
+        write(wrong)
+        with pytest.raises(UserError, match="test.pkl is not a test pickle"):
+            load_test_set("test.pkl")
+    for content in (b"", data[: len(data) // 2], b"no pickle"):
+        with open("test.pkl", "wb") as file:
+            file.write(content)
+        with pytest.raises(UserError, match="test.pkl is not a test pickle"):
+            load_test_set("test.pkl")
+    with pytest.raises(UserError, match="missing.pkl"):
+        load_test_set("missing.pkl")
+    assert not os.path.exists("executed")
+
+
+def test_checkpoints_that_are_none(tmp_path):
+    torch.save({"weights": {}}, tmp_path / "other.pt")
+    torch.save({"config": Hostile(), "weights": {}}, tmp_path / "hostile.pt")
+    (tmp_path / "text.pt").write_text("x")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    for name in ("other.pt", "hostile.pt", "text.pt", "empty.pt", "missing.pt"):
+        with pytest.raises(UserError, match=f"{name}.*; train one") as error:
+            load_checkpoint(str(tmp_path / name), "train one")
+        assert "\n" not in str(error.value)
+    assert not os.path.exists("executed")

@@ -1,0 +1,480 @@
+"""What the entry points share: configuration, errors, seeds, files, the challenge's score, pictures."""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import json
+import math
+import os
+import pickle
+import random
+import time
+import typing
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch.nn import functional as F
+
+from architectures import NETWORKS
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. Its text, one line, names the file or key and says what to do."""
+
+
+# ------------------------------------------------------------------------------------------------ configuration
+
+
+def _key(default, help, **limits):
+    """A configuration key. limits: above, minimum, maximum, choices, path (relative to the config file's folder)."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: json.loads(json.dumps(default)), metadata={"help": help, **limits})
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass
+class Config:
+    """Every key of config.json, which is also an option of the command line: its type, default, limits and meaning."""
+
+    images: str = _key(
+        "synthetic", 'where the photos are: a folder, a .zip, or "synthetic", drawn by the program', path=True
+    )
+    name: str = _key("default", "of the run: it writes models/NAME.pt and losses/NAME.csv")
+    network: str = _key("ResidualUNet", "the architecture", choices=tuple(NETWORKS))
+    network_options: dict = _key({}, 'keyword arguments of the architecture, as JSON: {"channels": [32, 64, 128]}')
+    loss: str = _key("rmse", "rmse, the challenge's score, or mse, both on the unknown pixels", choices=("rmse", "mse"))
+    epochs: typing.Optional[int] = _key(None, "train for so many passes over the images", minimum=1)
+    max_minutes: typing.Optional[float] = _key(15.0, "train for so long; with epochs, whatever comes first", above=0)
+    batch_size: int = _key(32, "images a step", minimum=1)
+    learning_rate: float = _key(7e-4, "its peak", above=0)
+    warmup: float = _key(0.03, "share of the training in which the learning rate rises", minimum=0, maximum=1)
+    decay: float = _key(
+        0.7, "share of the training, its last, in which the learning rate falls to 0", minimum=0, maximum=1
+    )
+    weight_decay: float = _key(0.01, "of AdamW", minimum=0)
+    gradient_clip: float = _key(20.0, "largest norm of the gradient", above=0)
+    ema_decay: float = _key(
+        0.998, "of the moving average of the weights that is validated and kept", minimum=0, maximum=0.999999
+    )
+    crop_scale: list = _key(
+        [0.7, 1.0], "side of the random crops, smallest and largest, as a share of the photo's shortest side"
+    )
+    synthetic_images: int = _key(10000, 'how many images the source "synthetic" has', minimum=2)
+    validation_fraction: float = _key(
+        0.06, "share of the images that is held out, in whole folders", above=0, maximum=0.5
+    )
+    patience: typing.Optional[int] = _key(None, "stop after so many epochs without a better score", minimum=1)
+    seed: int = _key(0, "of everything random", minimum=0, maximum=2**32 - 1)
+    device: str = _key("auto", "auto takes the GPU where there is one", choices=("auto", "cpu", "cuda"))
+    precision: str = _key(
+        "auto", "of the convolutions; auto measures which is faster", choices=("auto", "float32", "bfloat16")
+    )
+    workers: typing.Optional[int] = _key(
+        None, "processes that prepare batches; none: 0 on a CPU, up to 8 on a GPU", minimum=0
+    )
+    init: typing.Optional[str] = _key(None, "a models/NAME.pt to start from", path=True)
+    model: typing.Optional[str] = _key(None, "the checkpoint that --predict loads; none: models/NAME.pt", path=True)
+    test_set: str = _key("test_set.pkl", "the challenge's test pickle", path=True)
+    submission: str = _key("submission.bin", "the challenge file that --predict writes", path=True)
+    cache_dir: str = _key(".cache", "where decoded photos are kept", path=True)
+    output_dir: str = _key(".", "where the folders models and losses are", path=True)
+
+    def file(self, folder, suffix):
+        """The path of one of the run's files: folder/NAMEsuffix below output_dir."""
+        return os.path.join(self.output_dir, folder, self.name + suffix)
+
+    def without_paths(self):
+        """The keys as a dict, less those that hold a path: what a model says of itself on any machine."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if not _is_path(key, value)}
+
+
+_FIELDS = {key.name: key for key in dataclasses.fields(Config)}
+_TYPES = typing.get_type_hints(Config)
+_WORDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
+
+
+def check_value(key, value, where):
+    """The value as the key's type. Raises UserError that begins with `where` and says what the key allows."""
+    options = typing.get_args(_TYPES[key]) or (_TYPES[key],)
+    limits = _FIELDS[key].metadata
+
+    def refuse(allowed):
+        raise UserError(f"{where}: {key} is {json.dumps(value, default=str)}, but must be {allowed}")
+
+    if value is None and type(None) in options:
+        return None
+    kind = options[0]
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        refuse(_WORDS[kind] + (" or null" if type(None) in options else ""))
+    if "choices" in limits and value not in limits["choices"]:
+        near = difflib.get_close_matches(value, limits["choices"], 1, 0)
+        refuse(
+            f"one of {', '.join(limits['choices'])} (nearest: {near[0]})"
+            if near
+            else f"one of {', '.join(limits['choices'])}"
+        )
+    for word, wrong in (
+        ("above", lambda limit: value <= limit),
+        ("minimum", lambda limit: value < limit),
+        ("maximum", lambda limit: value > limit),
+    ):
+        if word in limits and wrong(limits[word]):
+            refuse({"above": "above ", "minimum": "at least ", "maximum": "at most "}[word] + str(limits[word]))
+    if key == "crop_scale":
+        numbers = len(value) == 2 and all(type(x) in (int, float) for x in value)
+        if not numbers or not 0 < value[0] <= value[1] <= 1:
+            refuse("two numbers, 0 < smallest <= largest <= 1")
+    if key == "name" and (not value or value != os.path.basename(value) or value.startswith(".")):
+        refuse("a plain file name, without folders")
+    if kind is str and "path" in limits and not value:
+        refuse("a path")
+    return value
+
+
+def _unknown_key(key, where, dashes=""):
+    near = difflib.get_close_matches(key, _FIELDS, 1)
+    hint = f"; did you mean {dashes}{near[0]}?" if near else ""
+    return UserError(f"{where}: there is no {'option' if dashes else 'key'} {dashes}{key}{hint}")
+
+
+def _is_path(key, value):
+    return "path" in _FIELDS[key].metadata and value is not None and not (key == "images" and value == "synthetic")
+
+
+def config_from_dict(values, where, folder=None):
+    """A Config from plain values, checked. folder: what relative paths start from (None: they are kept)."""
+    checked = {}
+    for key, value in values.items():
+        if key not in _FIELDS:
+            raise _unknown_key(key, where)
+        checked[key] = check_value(key, value, where)
+    config = Config(**checked)
+    for key in _FIELDS if folder else ():
+        if _is_path(key, getattr(config, key)):
+            setattr(config, key, os.path.normpath(os.path.join(folder, getattr(config, key))))
+    return config
+
+
+def read_config(path):
+    """The Config of a JSON file; keys it leaves out have their defaults, relative paths start from its folder."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a configuration with --config FILE") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold an object of keys and values, like config.json")
+    return config_from_dict(values, path, os.path.dirname(os.path.abspath(path)))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; see --help")
+
+
+def parse_command_line(arguments, description, actions, epilog):
+    """(action, config, given): the name of the action asked for, the Config, the set of keys named as options.
+
+    actions: {name: help}; the first is the default. First the file (--config), then the options over it.
+    """
+    parser = _Parser(
+        prog="main.py",
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    group = parser.add_argument_group("what to do (without any of these: train)").add_mutually_exclusive_group()
+    for name, text in actions.items():
+        group.add_argument(f"--{name}", action="store_const", const=name, dest="action", help=text)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=os.path.join(ROOT, "config.json"),
+        help="the configuration to start from (default: config.json beside main.py)",
+    )
+    group = parser.add_argument_group(
+        "keys of the configuration", "each is also a key of config.json; an option goes before the file"
+    )
+    for key in _FIELDS.values():
+        default = json.dumps(getattr(Config(), key.name))
+        choices = f" ({', '.join(key.metadata['choices'])})" if "choices" in key.metadata else ""
+        group.add_argument(
+            f"--{key.name}",
+            metavar="VALUE",
+            default=None,
+            help=f"{key.metadata['help']}{choices}; default {default}".replace("%", "%%"),
+        )
+    known, unknown = parser.parse_known_args(arguments)
+    for word in unknown:
+        if word.startswith("--"):
+            raise _unknown_key(word[2:].partition("=")[0], "command line", "--")
+        raise UserError(f"command line: {word!r} is not expected here; options begin with --, see --help")
+    config = read_config(known.config)
+    given = {key: getattr(known, key) for key in _FIELDS if getattr(known, key) is not None}
+    for key, text in given.items():
+        value = check_value(key, _parse_option(key, text), "command line")
+        setattr(config, key, os.path.abspath(value) if _is_path(key, value) else value)
+    return known.action or "train", config, set(given)
+
+
+def _parse_option(key, text):
+    """The text of an option as a JSON value: text keys take it as it is, none or null mean None."""
+    kinds = typing.get_args(_TYPES[key]) or (_TYPES[key],)
+    if type(None) in kinds and text.lower() in ("none", "null"):
+        return None
+    if kinds[0] is str:
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+# ------------------------------------------------------------------------------------------------ device and seeds
+
+
+def seed_everything(seed):
+    """Seed Python, NumPy and torch. (Data draws from generators of its own, seeded per sample.)"""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def rng_state():
+    """The state of the three global generators in types that torch.load(weights_only=True) accepts."""
+    name, keys, *rest = np.random.get_state()
+    return {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+
+
+def set_rng_state(state):
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+
+
+def choose_device(name):
+    """ "auto", "cpu" or "cuda" -> torch.device."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda was asked for, but PyTorch finds no GPU; use --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def choose_precision(name, device):
+    """ "auto", "float32" or "bfloat16" -> torch.dtype. On a CPU auto times a convolution of either kind."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(16, 64, 24, 24, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        w = torch.ones(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        seconds[dtype] = min(_seconds(lambda: F.conv2d(x, w, padding=1)) for _ in range(5))
+    return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
+
+
+def _seconds(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """A binary file that takes the place of path when the block ends, and leaves it as it was when the block fails."""
+    temporary = f"{path}.tmp"
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+
+
+def load_checkpoint(path, advice):
+    """The dict in a .pt file, read with weights_only=True. advice ends the UserError where there is none."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; {advice}") from None
+    except Exception as error:  # torch raises many kinds for files that are not its own
+        raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__}); {advice}") from None
+    if not isinstance(checkpoint, dict) or not {"config", "weights"} <= checkpoint.keys():
+        raise UserError(f"{path}: not a checkpoint of this program; {advice}")
+    return checkpoint
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads NumPy arrays in plain containers and nothing else: unpickling runs no code of the file's choice."""
+
+    def find_class(self, module, name):
+        package = module.replace("numpy._core", "numpy.core")  # NumPy 2 renamed it
+        if (package, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return _empty_array
+        if (package, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _empty_array(kind, shape, dtype):
+    return np.ndarray((0,), np.uint8)  # the array's state, which follows, brings shape and dtype
+
+
+def load_test_set(path):
+    """(pixelated_images, known_arrays) of a test pickle: lists of (1, H, W) arrays, uint8 and bool.
+
+    Raises UserError where the file is missing, is no such pickle, or asks for anything but arrays.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = _ArrayUnpickler(file).load()
+    except OSError as error:
+        raise UserError(
+            f"test_set: {path}: {error.strerror}; name the challenge's test pickle with --test_set FILE"
+        ) from None
+    except Exception as error:  # a broken pickle can raise anything
+        raise UserError(f"test_set: {path} is not a test pickle ({error})") from None
+    wrong = f"test_set: {path} is not a test pickle:"
+    if not isinstance(data, dict) or not {"pixelated_images", "known_arrays"} <= data.keys():
+        raise UserError(f"{wrong} it must be a dict with pixelated_images and known_arrays")
+    images, known = data["pixelated_images"], data["known_arrays"]
+    if (
+        not isinstance(images, (tuple, list))
+        or not isinstance(known, (tuple, list))
+        or len(images) != len(known)
+        or not len(images)
+    ):
+        raise UserError(f"{wrong} pixelated_images and known_arrays must be tuples of one length, not empty")
+    for i, (image, mask) in enumerate(zip(images, known)):
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 1:
+            raise UserError(f"{wrong} pixelated_images[{i}] must be a uint8 array of shape (1, H, W)")
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != image.shape:
+            raise UserError(f"{wrong} known_arrays[{i}] must be a bool array of the image's shape {image.shape}")
+        if mask.all():
+            raise UserError(f"{wrong} known_arrays[{i}] is True everywhere, so there is nothing to predict")
+    return list(images), list(known)
+
+
+# ------------------------------------------------------------------------------------------------ loss and score
+
+
+def to_inputs(pixelated_images, known_arrays):
+    """uint8 and bool, (N, 1, H, W) -> what networks take, (N, 2, H, W) float32: grey values and mask in [0, 1]."""
+    return torch.cat([pixelated_images.float() / 255, known_arrays.float()], dim=1)
+
+
+def rmse_per_image(predictions, images, known_arrays):
+    """The root mean squared error over each image's unknown pixels (known False), (N,), in the units of the images.
+
+    All (N, 1, H, W). The challenge's score is its mean over the images, on uint8 values: give float64 for that.
+    """
+    unknown = ~known_arrays
+    squared = ((predictions - images) ** 2 * unknown).flatten(1).sum(1)
+    return (squared / unknown.flatten(1).sum(1)).sqrt()
+
+
+def training_loss(kind, predictions, images, known_arrays):
+    """In grey levels (of 255). rmse: mean over images of the RMSE; mse: mean over all unknown pixels, squared levels.
+
+    predictions and images: (N, 1, H, W) float in [0, 1]; known_arrays: bool, False where the loss is taken.
+    """
+    if kind == "mse":
+        return F.mse_loss(predictions[~known_arrays] * 255, images[~known_arrays] * 255)
+    unknown = ~known_arrays
+    squared = ((predictions - images) ** 2 * unknown).flatten(1).sum(1) / unknown.flatten(1).sum(1)
+    return 255 * (squared + 1e-8).sqrt().mean()  # the root of 0 has no gradient; 1e-8 is 0.03 grey levels
+
+
+def check_finite(loss, epoch, step, learning_rate):
+    """The loss, if it is finite; else UserError with advice."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"learning_rate: the loss became {loss} in epoch {epoch}, at or before step {step}; try a smaller "
+            f"one than {learning_rate:g}, or --precision float32. The last saved model is kept"
+        )
+    return loss
+
+
+@torch.inference_mode()
+def restore(network, pixelated_images, known_arrays, precision):
+    """Predictions as they are submitted: (N, 1, H, W) uint8, clamped and rounded, known pixels unchanged.
+
+    pixelated_images: (N, 1, H, W) uint8. known_arrays: (N, 1, H, W) bool. precision: torch.dtype of the convolutions.
+    """
+    with torch.autocast(pixelated_images.device.type, precision, enabled=precision != torch.float32):
+        outputs = network(to_inputs(pixelated_images, known_arrays))
+    return torch.where(known_arrays, pixelated_images, (outputs.float() * 255).clamp(0, 255).round().to(torch.uint8))
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+BASIC_CNN_2023, RANK_1_2023 = 17.892, 12.649  # scores of the course's leaderboard, on photos of the same set
+
+
+def plot_losses(rows, path):
+    """The run's curve as a PNG: training loss, validation score and reference lines over samples. rows: as logged."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    samples = [row["samples"] for row in rows]
+    axes.plot(samples, [row["train_loss"] for row in rows], "--", marker=".", color="0.5", label="training loss")
+    axes.plot(samples, [row["score"] for row in rows], marker="o", color="black", label="validation score")
+    for value, style, label in (
+        (rows[-1]["identity_score"], "-", "IdentityModel, same images"),
+        (BASIC_CNN_2023, "-.", "BasicCNN, 2023"),
+        (RANK_1_2023, ":", "rank 1, 2023"),
+    ):
+        axes.axhline(value, linestyle=style, color="0.3", linewidth=1)
+        axes.annotate(
+            f"{label}: {value:.2f}", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+        )
+    axes.set(xlabel="training samples", ylabel="grey levels (of 255); RMSE on the unknown pixels", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_samples(pixelated_images, known_arrays, predictions, images, path):
+    """A sheet of restorations as a PNG, a row an image: truth, pixelated, prediction, error. All (N, 1, H, W) uint8.
+
+    images None: the truth is unknown, and neither it nor the error is shown.
+    """
+    columns = [("pixelated", pixelated_images), ("prediction", predictions)]
+    if images is not None:
+        columns = [("truth", images), *columns, ("error, black 0, white 64 or more", None)]
+        errors = rmse_per_image(predictions.double(), images.double(), known_arrays)
+    figure = Figure(figsize=(2.2 * len(columns), 2.3 * len(predictions) + 0.3), layout="constrained")
+    grid = figure.subplots(len(predictions), len(columns), squeeze=False)
+    for i, row in enumerate(grid):
+        for axes, (title, column) in zip(row, columns):
+            shown = column[i, 0] if column is not None else (predictions[i, 0].int() - images[i, 0].int()).abs()
+            axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=255 if column is not None else 64)
+            axes.set(xticks=[], yticks=[], title=title if i == 0 else "")
+            axes.title.set_fontsize(9)
+        if images is not None:
+            row[-1].set_xlabel(f"RMSE {errors[i]:.1f} grey levels", fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure, path):
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=100)
