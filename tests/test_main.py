@@ -1,0 +1,247 @@
+"""The entry point from end to end: train, interrupt, resume, predict, on a network of a few thousand weights."""
+
+import csv
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main as entry
+from datasets import prepare_image
+from submission_serialization import deserialize
+from synthetic import synthetic_image
+from utils import ROOT, Config
+
+TINY = [
+    "--network_options",
+    '{"channels": [8, 16], "blocks": [1, 1]}',
+    "--synthetic_images",
+    "64",
+    "--batch_size",
+    "16",
+    "--device",
+    "cpu",
+    "--precision",
+    "float32",
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Calls main() with the options of a tiny run whose files lie in tmp_path."""
+    return lambda *options: entry.main(
+        [*TINY, "--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache"), *options]
+    )
+
+
+@pytest.fixture
+def test_set(tmp_path):
+    """A test pickle of 20 images, one of them of another size; its path and its arrays."""
+    rng, images, known = np.random.default_rng(0), [], []
+    for i in range(20):
+        image = synthetic_image(1, i, 80 if i == 10 else 64)[None]
+        pixelated, mask, _ = prepare_image(image, *rng.integers(0, 30, 2), *rng.integers(4, 33, 2), rng.integers(4, 17))
+        images.append(pixelated)
+        known.append(mask)
+    path = tmp_path / "test_set.pkl"
+    path.write_bytes(pickle.dumps({"pixelated_images": tuple(images), "known_arrays": tuple(known)}, 4))
+    return str(path), images, known
+
+
+def log(tmp_path, name="default"):
+    with open(tmp_path / "losses" / f"{name}.csv", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def interrupt_at(monkeypatch, step, number=signal.SIGINT):
+    """Send the signal to this process while the loss of that step is computed."""
+    calls, loss = [], entry.training_loss
+
+    def patched(*arguments):
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), number)
+        return loss(*arguments)
+
+    monkeypatch.setattr(entry, "training_loss", patched)
+
+
+def test_train_interrupt_resume_predict(run, test_set, tmp_path, monkeypatch, capsys):
+    assert run("--name", "whole", "--epochs", "3") == 0
+    for step, number in ((5, signal.SIGINT), (3, signal.SIGTERM)):  # in the second epoch; then in what is left
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, step, number)
+            action = ["--resume"] if number == signal.SIGTERM else ["--epochs", "3"]
+            assert run("--name", "parts", *action) == 128 + number
+        assert "python main.py --resume --name parts" in capsys.readouterr().out
+    assert run("--name", "parts", "--resume") == 0
+
+    files = [f"models/whole{s}" for s in (".pt", ".json", ".last.pt")] + [
+        f"losses/whole{s}" for s in (".csv", ".png", "_samples.png")
+    ]
+    assert all((tmp_path / file).exists() and (tmp_path / file.replace("whole", "parts")).exists() for file in files)
+    assert not list(tmp_path.rglob("*.tmp"))
+    for suffix in (".pt", ".last.pt"):  # resumed exactly, to the last bit
+        whole, parts = (
+            torch.load(tmp_path / "models" / (name + suffix), weights_only=True) for name in ("whole", "parts")
+        )
+        assert all(map(torch.equal, whole["weights"].values(), parts["weights"].values()))
+    rows = log(tmp_path, "whole")
+    assert [row["epoch"] for row in rows] == [1, 2, 3] and rows[-1]["score"] < rows[-1]["identity_score"]
+    for a, b in zip(rows, log(tmp_path, "parts"), strict=True):
+        assert {**a, "minutes": 0} == {**b, "minutes": 0}
+    for picture in ("whole.png", "whole_samples.png"):
+        with Image.open(tmp_path / "losses" / picture) as image:
+            assert min(image.size) > 300 and np.ptp(np.asarray(image.convert("L"))) == 255
+
+    path, images, known = test_set
+    submission = tmp_path / "out" / "submission.bin"
+    assert run("--predict", "--name", "whole", "--test_set", path, "--submission", str(submission)) == 0
+    assert "20 images" in capsys.readouterr().out
+    predictions = deserialize(submission)
+    assert [len(p) for p in predictions] == [(~k).sum() for k in known]
+    assert any(np.abs(p.astype(int) - i[~k]).max() > 3 for p, i, k in zip(predictions, images, known))
+    assert sorted(os.listdir(submission.parent)) == ["submission.bin", "submission.png"]
+
+
+def test_model_needs_nothing_but_its_file(run, test_set, tmp_path, capsys):
+    assert run("--epochs", "1") == 0
+    config = json.loads((tmp_path / "models" / "default.json").read_text())
+    assert config["network_options"] == {"channels": [8, 16], "blocks": [1, 1]} and not set(config) & {
+        "cache_dir",
+        "test_set",
+    }
+    moved = tmp_path / "moved.pt"
+    (tmp_path / "models" / "default.pt").rename(moved)
+    (tmp_path / "empty.json").write_text("{}")
+    options = ["--config", str(tmp_path / "empty.json"), "--predict", "--test_set", test_set[0]]
+    assert entry.main([*options, "--model", str(moved)]) == 0 and (tmp_path / "submission.bin").exists()
+    capsys.readouterr()
+    assert entry.main([*options, "--model", str(moved), "--network", "BasicCNN"]) == 2
+    assert "is a ResidualUNet, not a BasicCNN" in capsys.readouterr().err
+    assert run("--evaluate", "--model", str(moved)) == 0
+    row = log(tmp_path)[0]
+    assert f"score {row['score']:.3f}, IdentityModel {row['identity_score']:.3f}" in capsys.readouterr().out
+    assert run("--init", str(moved), "--name", "more", "--epochs", "1") == 0
+    assert log(tmp_path, "more")[0]["train_loss"] < log(tmp_path)[0]["train_loss"]
+    assert run("--init", str(moved), "--network_options", "{}", "--epochs", "1") == 2
+    assert "do not fit ResidualUNet" in capsys.readouterr().err
+
+
+def test_identity_model_predicts_the_input(run, test_set, tmp_path):
+    path, images, known = test_set
+    submission = tmp_path / "identity.bin"
+    assert (
+        run(
+            "--predict",
+            "--network",
+            "IdentityModel",
+            "--network_options",
+            "{}",
+            "--test_set",
+            path,
+            "--submission",
+            str(submission),
+        )
+        == 0
+    )
+    assert all(np.array_equal(p, i[~k]) for p, i, k in zip(deserialize(submission), images, known))
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--predict", "--test_set", "missing.pkl"], ["default.pt", "train one first"]),
+        (["--resume", "--name", "nobody"], ["nobody", "without --resume"]),
+        (["--images", "nowhere"], ["images", "nowhere"]),
+        (["--init", "nowhere.pt", "--epochs", "1"], ["nowhere.pt"]),
+        (["--network_options", '{"chanels": [8]}'], ["network_options", "chanels"]),
+        (["--network", "IdentityModel", "--network_options", "{}"], ["IdentityModel", "no parameters"]),
+        (["--device", "cuda"], ["cuda", "--device cpu"]),
+        (["--max_minutes", "none", "--epochs", "none"], ["epochs", "max_minutes"]),
+        (["--lerning_rate", "1"], ["--learning_rate"]),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(run, options, words, capsys):
+    if "cuda" in options and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert run(*options) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "images/s" not in line]
+    assert len(errors) == 1 and errors[0].startswith("main.py: error: ") and all(word in errors[0] for word in words)
+
+
+def test_resume_refuses_another_run_and_a_finished_one(run, capsys):
+    assert run("--epochs", "1") == 0
+    assert run("--resume", "--batch_size", "8") == 2
+    assert "batch_size cannot change" in capsys.readouterr().err
+    assert run("--resume") == 2
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_loss_that_is_not_finite_keeps_the_best_model(run, tmp_path, capsys):
+    assert run("--epochs", "1") == 0
+    best = (tmp_path / "models" / "default.pt").read_bytes()
+    assert run("--epochs", "2", "--learning_rate", "1e30", "--gradient_clip", "1e30", "--warmup", "0") == 2
+    assert "learning_rate: the loss became" in capsys.readouterr().err
+    assert (tmp_path / "models" / "default.pt").read_bytes() == best
+
+
+def test_patience_stops_early(run, tmp_path):
+    assert run("--epochs", "20", "--patience", "2", "--learning_rate", "1e-12", "--ema_decay", "0") == 0
+    rows = log(tmp_path)
+    best = min(range(len(rows)), key=lambda i: rows[i]["score"])
+    assert len(rows) < 20 and len(rows) == best + 1 + 2
+
+
+@pytest.mark.parametrize("loss", ["rmse", "mse"])
+def test_budget_in_minutes(run, tmp_path, loss):
+    assert (
+        run(
+            "--max_minutes",
+            "0.1",
+            "--loss",
+            loss,
+            "--network",
+            "BasicCNN",
+            "--network_options",
+            '{"channels": 8, "layers": 2}',
+        )
+        == 0
+    )
+    rows = log(tmp_path)
+    assert 0.1 <= rows[-1]["minutes"] < 0.2 and np.allclose(np.diff([0] + [row["epoch"] for row in rows[:-1]]), 1)
+
+
+def test_learning_rate_is_a_function_of_progress():
+    config = Config(learning_rate=1.0, warmup=0.1, decay=0.5, epochs=10, max_minutes=2.0)
+    assert [entry.learning_rate(config, p) for p in (0, 0.05, 0.1, 0.5, 0.75, 1)] == pytest.approx(
+        [0, 0.5, 1, 1, 0.5, 0]
+    )
+    assert entry.training_progress(config, 30, 10, 12) == pytest.approx(0.3)  # by epochs
+    assert entry.training_progress(config, 30, 10, 60) == pytest.approx(0.5)  # by minutes
+    assert entry.training_progress(config, 500, 10, 0) == 1
+
+
+def test_command_line_in_a_process(tmp_path):
+    def call(*options):
+        return subprocess.run(
+            [sys.executable, os.path.join(ROOT, "main.py"), *options], cwd=tmp_path, capture_output=True, text=True
+        )
+
+    text = call("--help")
+    assert (
+        text.returncode == 0
+        and all(f"--{key} " in text.stdout for key in vars(Config()))
+        and "exit status" in text.stdout
+    )
+    networks = call("--summary")
+    assert networks.returncode == 0 and "DeePixV1: 2,413,506 parameters, 19.745 GFLOP" in networks.stdout
+    wrong = call("--epochs", "0")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "Traceback" not in wrong.stderr
