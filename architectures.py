@@ -136,6 +136,8 @@ class ResidualUNet(nn.Module):
 
     def __init__(self, channels=(64, 128, 256), blocks=(2, 2, 4), window=48, size_range=(4, 16)):
         super().__init__()
+        if len(blocks) != len(channels):
+            raise ValueError(f"blocks must have a number for each of the {len(channels)} stages")
         self.window, self.sizes = window, range(size_range[0], size_range[1] + 1)
         self.multiple = 2 ** len(channels)  # window sides are multiples of this, so that every stage halves evenly
         stages = list(zip(channels, channels[1:], blocks))
@@ -171,7 +173,7 @@ class ResidualUNet(nn.Module):
         residual = guess + scale * self._unet(maps).float()
         with torch.autocast(inputs.device.type, enabled=False):
             restored = means + residual - grid.means(residual)
-            if not self.training:  # the nearest image within [0, 1] that has these means
+            if not self.training:  # alternate between the images within [0, 1] and those with these means
                 for _ in range(10):
                     restored = restored.clamp(0, 1)
                     restored = restored + means - grid.means(restored)

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import time
 import warnings
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +25,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from synthetic import synthetic_image
+import synthetic
 from utils import UserError
 
 IMAGE_SIZE = 64  # pixels a side, of every image of the challenge
@@ -125,7 +126,7 @@ class RandomImagePixelationDataset(Dataset):
     def __init__(self, image_dir, width_range, height_range, size_range, dtype=None):
         for name, value_range in (("width", width_range), ("height", height_range), ("size", size_range)):
             _check_range(name, value_range)
-        files = glob.glob(os.path.join(image_dir, "**", "*.jpg"), recursive=True)
+        files = glob.glob(os.path.join(glob.escape(os.fspath(image_dir)), "**", "*.jpg"), recursive=True)
         self.image_files = sorted(os.path.abspath(file) for file in files)
         self.ranges = width_range, height_range, size_range
         self.dtype = dtype
@@ -180,12 +181,15 @@ def list_photos(images):
             for name in files:
                 if _is_photo(name):
                     path = os.path.join(folder, name)
-                    status = os.stat(path)
-                    name = os.path.relpath(path, images).replace(os.sep, "/")
-                    photos.append((name, f"{status.st_size} {status.st_mtime_ns}"))
+                    try:
+                        stamp = "{0.st_size} {0.st_mtime_ns}".format(os.stat(path))
+                    except OSError:  # a link to nowhere: it will be left out as unreadable
+                        stamp = "missing"
+                    photos.append((os.path.relpath(path, images).replace(os.sep, "/"), stamp))
     elif os.path.isfile(images):
         try:
-            entries = _open_zip(images).infolist()
+            with zipfile.ZipFile(images) as file:
+                entries = file.infolist()
         except (zipfile.BadZipFile, OSError) as error:
             raise UserError(
                 f"images: {images} cannot be read as a zip file ({error}); give a folder or a .zip"
@@ -228,7 +232,8 @@ def decode_photo(data):
 
     data: bytes of a JPEG or PNG of any mode. Returns the photo, (h, w), its shortest side at most CACHE_SIDE, its
     longest cropped to twice that; and its view in the challenge's own form, (64, 64): Resize(64, bilinear),
-    CenterCrop(64), grayscale. Raises ValueError where a side is shorter than 64; Pillow raises where it cannot decode.
+    CenterCrop(64), grayscale (nearly so for JPEGs over 1000 pixels a side, which are decoded at a fraction of it).
+    Raises ValueError where a side is shorter than 64; Pillow raises where it cannot decode.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -236,7 +241,9 @@ def decode_photo(data):
             if min(image.size) < IMAGE_SIZE:
                 raise ValueError(f"smaller than {IMAGE_SIZE} pixels")
             image.draft(None, (4 * CACHE_SIDE, 4 * CACHE_SIDE))  # large JPEGs: decode at a fraction of their size
-            image = _without_mode(ImageOps.exif_transpose(image))
+            with contextlib.suppress(SyntaxError):  # from a broken EXIF block, which spoils no pixel
+                image = ImageOps.exif_transpose(image)
+            image = _without_mode(image)
     return _grayscale(_resize(image, CACHE_SIDE, 2 * CACHE_SIDE)), _grayscale(_resize(image, IMAGE_SIZE, IMAGE_SIZE))
 
 
@@ -252,8 +259,8 @@ def _without_mode(image):
 
 def _resize(image, side, longest):
     """Shortest side to `side` unless it is shorter already, longest cropped to `longest`, as torchvision does it."""
-    scale = min(1, side / min(image.size))
-    width, height = (max(side, int(length * scale)) if scale < 1 else length for length in image.size)
+    shortest = min(image.size)
+    width, height = (int(length * side / shortest) if shortest > side else length for length in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (int(round(max(0, length - longest) / 2)) for length in (width, height))
     return image.crop((left, top, min(left + longest, width), min(top + longest, height)))
@@ -277,7 +284,7 @@ def _decode_chunk(images, names):
 
 def _draw_chunk(seed, indices):
     """[(image, view)] of the synthetic source, as _decode_chunk gives them for photos."""
-    images = [synthetic_image(seed, index, SYNTHETIC_SIDE) for index in indices]
+    images = [synthetic.synthetic_image(seed, index, SYNTHETIC_SIDE) for index in indices]
     return [(image, np.asarray(_resize(Image.fromarray(image), IMAGE_SIZE, IMAGE_SIZE))) for image in images]
 
 
@@ -287,7 +294,7 @@ def _draw_chunk(seed, indices):
 class ImageCache:
     """Decoded photos on disk, mapped into memory: `cache[i]` is photo i, (h, w) uint8, `cache.views[i]` its (64, 64).
 
-    names: the photos' names, sorted. left_out: (name, reason) of those that could not be used.
+    names: the photos' names, in order. left_out: (name, reason) of those that could not be used.
     """
 
     def __init__(self, path):
@@ -323,13 +330,14 @@ def open_cache(images, cache_dir, seed, synthetic_images):
     """
     if images == "synthetic":
         source, photos = "synthetic", []
-        settings = [SYNTHETIC_SIDE, seed, synthetic_images]
+        with open(synthetic.__file__, "rb") as file:
+            settings = [SYNTHETIC_SIDE, seed, synthetic_images, hashlib.sha256(file.read()).hexdigest()]
     else:
         source, photos = os.path.abspath(images), list_photos(images)
         settings = [CACHE_SIDE, photos]
-    place = os.path.splitext(os.path.basename(source))[0] + "-" + _digest(source)
-    path = os.path.join(cache_dir, f"{place}-{_digest([CACHE_VERSION, IMAGE_SIZE, settings])}")
-    if not os.path.isdir(path):
+    place = os.path.splitext(os.path.basename(source))[0] + "-" + digest(source)
+    path = os.path.join(cache_dir, f"{place}-{digest([CACHE_VERSION, IMAGE_SIZE, settings])}")
+    if not os.path.isfile(os.path.join(path, "index.json")):
         if images == "synthetic":
             chunks = [range(i, min(i + CHUNK, synthetic_images)) for i in range(0, synthetic_images, CHUNK)]
             names, job, first = [f"synthetic {i}" for i in range(synthetic_images)], _draw_chunk, seed
@@ -343,8 +351,12 @@ def open_cache(images, cache_dir, seed, synthetic_images):
             os.makedirs(building)
             _build_cache(building, names, chunks, job, first, "drawing" if images == "synthetic" else "decoding")
             for name in os.listdir(cache_dir):  # of the same source, but made of other files or settings
-                if name.startswith(place + "-") and ".building." not in name:
-                    shutil.rmtree(os.path.join(cache_dir, name), ignore_errors=True)
+                old = os.path.join(cache_dir, name)
+                if not name.startswith(place + "-") or old == building:
+                    continue
+                with contextlib.suppress(OSError):  # another process was faster
+                    if ".building." not in name or time.time() - os.stat(old).st_mtime > 3600:
+                        shutil.rmtree(old)
             os.replace(building, path)
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -352,14 +364,16 @@ def open_cache(images, cache_dir, seed, synthetic_images):
     if cache.left_out:
         reasons = {reason: [name for name, why in cache.left_out if why == reason] for _, reason in cache.left_out}
         listed = "; ".join(
-            f"{len(names)} {reason} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            f"{len(names)} {reason} ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})"
             for reason, names in reasons.items()
         )
+        listed = listed.encode(errors="backslashreplace").decode()  # names need not be valid Unicode
         print(f"Left out {len(cache.left_out)} of {len(photos)} photos: {listed}")
     return cache
 
 
-def _digest(value):
+def digest(value):
+    """16 hexadecimal digits that tell values, of what JSON can hold, apart."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
@@ -375,7 +389,7 @@ def _build_cache(path, names, chunks, job, first, verb):
         ProcessPoolExecutor(workers, initializer=ignore_interrupts) as pool,
         contextlib.ExitStack() as stack,
     ):
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # after Ctrl-C, do not work off what is queued
+        stack.callback(pool.shutdown, cancel_futures=True)  # after Ctrl-C, do not work off what is queued
         remaining = iter(names)
         for results in pool.map(job, [first] * len(chunks), chunks):
             for result, name in zip(results, remaining):
@@ -397,8 +411,9 @@ def _build_cache(path, names, chunks, job, first, verb):
 
 
 def ignore_interrupts(worker=None):
-    """Called first in worker processes: on Ctrl-C the main process decides when they end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Called first in worker processes: at Ctrl-C or SIGTERM the main process decides when they end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def split_by_folder(names, fraction):

@@ -5,6 +5,7 @@ python main.py --predict  restores the test pickle with the trained model
 python main.py --help     tells the rest
 """
 
+import copy
 import csv
 import dataclasses
 import io
@@ -12,6 +13,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -25,9 +27,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from architectures import BLOCKS, NETWORKS
-from datasets import IMAGE_SIZE, PixelationDataset, collate, epoch_order, ignore_interrupts, open_cache, split_by_folder
+from datasets import (
+    IMAGE_SIZE,
+    PixelationDataset,
+    collate,
+    digest,
+    epoch_order,
+    ignore_interrupts,
+    open_cache,
+    split_by_folder,
+)
 from submission_serialization import deserialize, serialize
 from utils import (
+    ROOT,
     UserError,
     atomic_write,
     check_finite,
@@ -42,6 +54,7 @@ from utils import (
     restore,
     rmse_per_image,
     rng_state,
+    save_checkpoint,
     seed_everything,
     set_rng_state,
     to_inputs,
@@ -78,22 +91,19 @@ ACTIONS = {
 
 EMA_EVERY = 4  # steps between updates of the moving average: each reads and writes all weights
 SAVE_EVERY = 120  # seconds of training that an interruption of any kind costs at most
+# What an option may change when a run is resumed.
 MAY_CHANGE = {
     "epochs",
     "max_minutes",
     "patience",
     "device",
+    "precision",
     "workers",
     "images",
     "cache_dir",
     "output_dir",
-    "init",
-    "model",
-    "test_set",
-    "submission",
-    "name",
-    "precision",
-}  # by an option, when a run is resumed
+}
+MAY_CHANGE |= {"name", "model", "test_set", "submission"}
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -117,12 +127,18 @@ def prepare_images(config):
     """(training set, validation set) of config.images, split by folder."""
     cache = open_cache(config.images, config.cache_dir, config.seed, config.synthetic_images)
     train_indices, validation_indices = split_by_folder(cache.names, config.validation_fraction)
+    if not len(train_indices) or not len(validation_indices):
+        raise UserError(
+            f"images: {config.images} has {len(cache)} usable photos; training and validation need one each"
+        )
     dataset = PixelationDataset(cache, train_indices, config.seed, config.crop_scale)
     return dataset, PixelationDataset(cache, validation_indices, seed=0)  # the same rectangles for every run
 
 
 def train(config, state=None):
     """Train config.network; state: of an interrupted run, from models/NAME.last.pt. Returns the exit status."""
+    if config.epochs is None and config.max_minutes is None:
+        raise UserError("epochs: null, as is max_minutes; give one of them an end")
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     seed_everything(config.seed)
@@ -136,14 +152,18 @@ def train(config, state=None):
     dataset, validation_set = prepare_images(config)
     steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
 
+    shipped = copy.deepcopy(network).eval()  # what is validated and written to models/NAME.pt
     average = AveragedModel(network, multi_avg_fn=ema_update(config.ema_decay), use_buffers=True)
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True)
-    run = {"step": 0, "seconds": 0.0, "rows": [], "best": math.inf, "stale": 0, "loss_sum": 0.0, "loss_count": 0}
+    run = {"step": 0, "samples": 0, "seconds": 0.0, "rows": [], "best": math.inf, "stale": 0}
+    run |= {"loss_sum": 0.0, "loss_count": 0}  # since the epoch began
     if state:
         load_weights(network, state, config.file("models", ".last.pt"))
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         run = state["run"]
+        if state["images"] != digest([dataset.cache.names, dataset.indices.tolist()]):
+            raise UserError(f"images: {config.images} no longer holds the same photos; start a new run with --init")
         if training_progress(config, run["step"], steps_per_epoch, run["seconds"]) >= 1:
             raise UserError(f"name: run {config.name!r} is finished; to go on, give it more --epochs or --max_minutes")
 
@@ -161,85 +181,76 @@ def train(config, state=None):
     )
     if state:
         set_rng_state(state["rng"])
+    else:
+        save_run(config, run, network, average, optimizer, precision, dataset)  # finds out now whether that works
 
     print(
         f"{config.network}: {sum(p.numel() for p in parameters):,} parameters; {len(dataset):,} images to train on, "
         f"{len(validation_set):,} held out; {device.type}, {str(precision)[6:]}"
     )
     started, saved = time.monotonic() - run["seconds"], time.monotonic()
-    bar = None
+    finished = False
     with Interrupts() as interrupts:
-        while True:
-            progress = training_progress(config, run["step"], steps_per_epoch, time.monotonic() - started)
-            epoch, step_of_epoch = divmod(run["step"], steps_per_epoch)
-            if bar is None:
-                bar = tqdm(
-                    total=len(dataset),
-                    initial=step_of_epoch * config.batch_size,
-                    unit=" images",
-                    smoothing=0.1,
-                    desc=f"epoch {epoch + 1}" + (f"/{config.epochs}" if config.epochs else ""),
-                    dynamic_ncols=True,
-                )
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, progress)
+        while not finished:
+            epoch, first_step = divmod(run["step"], steps_per_epoch)
+            with tqdm(
+                total=len(dataset),
+                initial=first_step * config.batch_size,
+                unit=" images",
+                smoothing=0.1,
+                desc=f"epoch {epoch + 1}" + (f"/{config.epochs}" if config.epochs else ""),
+                dynamic_ncols=True,
+            ) as bar:
+                for _ in range(first_step, steps_per_epoch):
+                    progress = training_progress(config, run["step"] + 0.5, steps_per_epoch, time.monotonic() - started)
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate(config, progress)
 
-            pixelated_images, known_arrays, images = (t.to(device, non_blocking=True) for t in next(batches))
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                predictions = network(to_inputs(pixelated_images, known_arrays))  # (N, 1, 64, 64)
-            loss = training_loss(config.loss, predictions, images.float() / 255, known_arrays)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, config.gradient_clip, foreach=True)
-            optimizer.step()
-            run["step"] += 1
-            if run["step"] % EMA_EVERY == 0:
-                average.update_parameters(network)
+                    pixelated_images, known_arrays, images = (t.to(device, non_blocking=True) for t in next(batches))
+                    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                        predictions = network(to_inputs(pixelated_images, known_arrays))  # (N, 1, 64, 64)
+                    loss = training_loss(config.loss, predictions, images.float() / 255, known_arrays)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(parameters, config.gradient_clip, foreach=True)
+                    optimizer.step()
+                    run["step"] += 1
+                    if run["step"] % EMA_EVERY == 0 or run["step"] < EMA_EVERY:
+                        average.update_parameters(network)
 
-            run["loss_sum"] = run["loss_sum"] + loss.detach().double() * len(images)  # stays on the device
-            run["loss_count"] += len(images)
-            bar.update(len(images))
-            run["seconds"] = time.monotonic() - started
-            progress = training_progress(config, run["step"], steps_per_epoch, run["seconds"])
-            done = progress >= 1
-            end_of_epoch = run["step"] % steps_per_epoch == 0 or done
-            save = interrupts.received or time.monotonic() - saved > SAVE_EVERY
-            if run["step"] % 20 == 0 or end_of_epoch or save:
-                run["loss_sum"] = check_finite(float(run["loss_sum"]), epoch + 1, run["step"], config.learning_rate)
-                left = run["seconds"] / progress - run["seconds"]
-                bar.set_postfix_str(
-                    f"loss {run['loss_sum'] / run['loss_count']:.2f}, {tqdm.format_interval(left)} left in all"
-                )
+                    run["samples"] += len(images)
+                    run["loss_count"] += len(images)
+                    run["loss_sum"] = run["loss_sum"] + loss.detach().double() * len(images)  # stays on the device
+                    run["seconds"] = time.monotonic() - started
+                    progress = training_progress(config, run["step"], steps_per_epoch, run["seconds"])
+                    bar.update(len(images))
+                    end_of_epoch = run["step"] % steps_per_epoch == 0 or progress >= 1
+                    save = time.monotonic() - saved > SAVE_EVERY and not end_of_epoch
+                    if run["step"] % 20 == 0 or save or end_of_epoch:
+                        check_loss(config, run, epoch)
+                        left = run["seconds"] / progress - run["seconds"]
+                        bar.set_postfix_str(
+                            f"loss {run['loss_sum'] / run['loss_count']:.2f}, {tqdm.format_interval(left)} left in all"
+                        )
+                    if save:
+                        save_run(config, run, network, average, optimizer, precision, dataset)
+                        saved = time.monotonic()
+                    if progress >= 1 or interrupts.received:
+                        check_loss(config, run, epoch)
+                        break
             if end_of_epoch:
-                bar.close()
-                bar = None
-                if run["step"] < EMA_EVERY:
-                    average.update_parameters(network)
-                finish_epoch(
-                    config,
-                    run,
-                    network,
-                    average,
-                    optimizer,
-                    validation_set,
-                    device,
-                    precision,
-                    run["step"] / steps_per_epoch,
-                )
-                saved = time.monotonic()
-                run["seconds"] = saved - started
-                if done or (config.patience and run["stale"] >= config.patience):
-                    break
-            elif save:
-                save_run(config, run, network, average, optimizer)
-                saved = time.monotonic()
-            if interrupts.received:
-                if bar is not None:
-                    bar.close()
+                finish_epoch(config, run, shipped, average, validation_set, device, precision, steps_per_epoch)
+                run["seconds"] = time.monotonic() - started
+                progress = training_progress(config, run["step"], steps_per_epoch, run["seconds"])
+                finished = progress >= 1 or bool(config.patience and run["stale"] >= config.patience)
+            save_run(config, run, network, average, optimizer, precision, dataset)
+            saved = time.monotonic()
+            if interrupts.received and not finished:
                 print(
                     f"Stopped at epoch {run['step'] / steps_per_epoch:.2f}; the state is saved in "
                     f"{show(config.file('models', '.last.pt'))}. Go on with: "
                     f"python main.py --resume --name {config.name}"
+                    + (f" --output_dir {shlex.quote(config.output_dir)}" if config.output_dir != ROOT else "")
                 )
                 return 128 + interrupts.received
     best = min(run["rows"], key=lambda row: row["score"])
@@ -252,45 +263,56 @@ def train(config, state=None):
     return 0
 
 
-def finish_epoch(config, run, network, average, optimizer, validation_set, device, precision, epoch):
-    """Validate the EMA weights; write the log, the pictures and the checkpoints."""
-    average.module.eval()
-    score, identity_score, sample = validate(average.module, validation_set, device, precision)
-    check_finite(score, math.ceil(epoch), run["step"], config.learning_rate)
-    run["rows"].append(
-        {
-            "epoch": round(epoch, 3),
-            "step": run["step"],
-            "samples": run["step"] * config.batch_size,
-            "minutes": round(run["seconds"] / 60, 3),
-            "train_loss": run["loss_sum"] / run["loss_count"],
-            "score": score,
-            "identity_score": identity_score,
-        }
-    )
+def check_loss(config, run, epoch):
+    """Stop where the loss is not finite. (On a GPU this waits for the last step, so it is not done after each.)"""
+    run["loss_sum"] = check_finite(float(run["loss_sum"]), epoch + 1, run["step"], config.learning_rate)
+
+
+def finish_epoch(config, run, shipped, average, validation_set, device, precision, steps_per_epoch):
+    """Validate the EMA weights as they are kept, in half precision; write the log, the pictures and the best model."""
+    epoch = run["step"] / steps_per_epoch
+    weights = {key: t.half() if t.is_floating_point() else t for key, t in average.module.state_dict().items()}
+    largest = max(t.abs().max().item() for t in weights.values())
+    check_finite(largest, math.ceil(epoch), run["step"], config.learning_rate)
+    shipped.load_state_dict(weights)
+    score, identity_score, sample = validate(shipped, validation_set, device, precision)
+    row = {
+        "epoch": round(epoch, 3),
+        "step": run["step"],
+        "samples": run["samples"],
+        "minutes": round(run["seconds"] / 60, 3),
+        "train_loss": run["loss_sum"] / run["loss_count"],
+        "score": score,
+        "identity_score": identity_score,
+    }
+    run["rows"].append(row)
     run["loss_sum"], run["loss_count"], run["stale"] = 0.0, 0, run["stale"] + 1
     better = score < run["best"]
     if better:
         run["best"], run["stale"] = score, 0
-        checkpoint = {"config": config.without_paths(), "weights": average.module.state_dict(), **run["rows"][-1]}
-        with atomic_write(config.file("models", ".pt")) as file:
-            torch.save(checkpoint, file)
+        save_checkpoint({"config": config.without_paths(), "weights": weights, **row}, config.file("models", ".pt"))
         with atomic_write(config.file("models", ".json")) as file:
             file.write((json.dumps(config.without_paths(), indent=2) + "\n").encode())
         plot_samples(*sample, config.file("losses", "_samples.png"))
-    save_run(config, run, network, average, optimizer)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, run["rows"][0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(run["rows"])
-    with atomic_write(config.file("losses", ".csv")) as file:
-        file.write(table.getvalue().encode())
-    plot_losses(run["rows"], config.file("losses", ".png"))
-    row = run["rows"][-1]
+    write_log(config, run["rows"])
     print(
         f"epoch {epoch:g}: training loss {row['train_loss']:.3f}, validation score {score:.3f}"
         f"{' (best)' if better else ''}, IdentityModel {identity_score:.3f}, {row['minutes']:.1f} min"
     )
+
+
+def write_log(config, rows):
+    """losses/NAME.csv and its curve. That they cannot be written (open in another program, say) stops no training."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        with atomic_write(config.file("losses", ".csv")) as file:
+            file.write(table.getvalue().encode())
+        plot_losses(rows, config.loss, config.file("losses", ".png"))
+    except OSError as error:
+        print(f"warning: {error.filename or config.file('losses', '.csv')}: {error.strerror or error}", file=sys.stderr)
 
 
 def validate(network, validation_set, device, precision):
@@ -312,7 +334,7 @@ def validate(network, validation_set, device, precision):
     return score, identity_score, [torch.cat(parts)[:8] for parts in zip(*sample)]
 
 
-def save_run(config, run, network, average, optimizer):
+def save_run(config, run, network, average, optimizer, precision, dataset):
     """models/NAME.last.pt: all that --resume needs."""
     state = {
         "config": dataclasses.asdict(config),
@@ -321,23 +343,21 @@ def save_run(config, run, network, average, optimizer):
         "optimizer": optimizer.state_dict(),
         "run": run,
         "rng": rng_state(),
+        "precision": str(precision)[6:],
+        "images": digest([dataset.cache.names, dataset.indices.tolist()]),
     }
-    with atomic_write(config.file("models", ".last.pt")) as file:
-        torch.save(state, file)
+    save_checkpoint(state, config.file("models", ".last.pt"))
 
 
 def ema_update(decay):
     """The update that AveragedModel applies every EMA_EVERY steps; its memory is short while the weights move fast."""
 
     def update(averages, parameters, updates):
-        steps = 1 + EMA_EVERY * int(updates)
-        weight = 1 - min(decay, steps / (9 + steps)) ** EMA_EVERY
-        for average, parameter in zip(averages, parameters):
-            if not average.is_floating_point():
-                average.copy_(parameter)
-        floating = [(a, p) for a, p in zip(averages, parameters) if a.is_floating_point()]
-        if floating:
-            torch._foreach_lerp_(*map(list, zip(*floating)), weight)
+        steps = 1 + EMA_EVERY * int(updates)  # about: the first steps have an update each
+        if averages[0].is_floating_point():  # the tensors of one call have one dtype
+            torch._foreach_lerp_(averages, parameters, 1 - min(decay, steps / (9 + steps)) ** EMA_EVERY)
+        else:
+            torch._foreach_copy_(averages, parameters)
 
     return update
 
@@ -354,6 +374,9 @@ class Interrupts:
         if self.received:
             raise KeyboardInterrupt
         self.received = number
+        os.write(
+            2, b"\nStopping after this step; again: at once, without saving.\n"
+        )  # print is not for signal handlers
 
     def __exit__(self, *error):
         for number, handler in self.previous.items():
@@ -364,7 +387,7 @@ def resume(config, given):
     """Go on with the run config.name as its own config says; options given on the command line go before it."""
     path = config.file("models", ".last.pt")
     state = load_checkpoint(path, f"there is no run {config.name!r} to resume; start one without --resume")
-    if not {"average", "optimizer", "run", "rng"} <= state.keys():
+    if not {"average", "optimizer", "run", "rng", "precision", "images"} <= state.keys():
         raise UserError(f"{path}: holds no state to resume from; start a new run without --resume")
     saved = config_from_dict(state["config"], path)
     for key in sorted(given):
@@ -375,8 +398,8 @@ def resume(config, given):
             )
         setattr(saved, key, getattr(config, key))
     saved.output_dir = config.output_dir
-    if saved.epochs is None and saved.max_minutes is None:
-        raise UserError("epochs: null, as is max_minutes; give one of them an end")
+    if "precision" not in given and "device" not in given:
+        saved.precision = state["precision"]  # what auto measured then
     return train(saved, state)
 
 
@@ -384,9 +407,13 @@ def resume(config, given):
 
 
 def build_network(name, options):
+    """A network in training mode. Options that it cannot be built or run with raise UserError."""
     try:
-        return NETWORKS[name](**options)
-    except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as error:
+        network = NETWORKS[name](**options)
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, 2, IMAGE_SIZE, IMAGE_SIZE))
+        return network.train()
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"network_options: {name} cannot be built with {json.dumps(options)} ({error})") from None
 
 
@@ -402,9 +429,9 @@ def load_weights(network, checkpoint, path):
 
 
 def load_model(config, given):
-    """(network, description) of the checkpoint that --predict uses, rebuilt from the checkpoint alone, in eval mode."""
+    """(network in eval mode, its config, description) of config.model, rebuilt from the checkpoint alone."""
     if config.network == "IdentityModel" and not config.model:
-        return build_network(config.network, {}), "IdentityModel"
+        return build_network(config.network, {}), config, "IdentityModel"
     path = config.model or config.file("models", ".pt")
     checkpoint = load_checkpoint(path, "train one first with python main.py, or name one with --model FILE")
     made_with = config_from_dict(checkpoint["config"], path)
@@ -413,7 +440,7 @@ def load_model(config, given):
     network = build_network(made_with.network, made_with.network_options)
     load_weights(network, checkpoint, path)
     score = f", validation score {checkpoint['score']:.3f}" if isinstance(checkpoint.get("score"), float) else ""
-    return network.eval(), f"{made_with.network} from {show(path)}{score}"
+    return network.eval(), made_with, f"{made_with.network} from {show(path)}{score}"
 
 
 def layers_and_blocks(module, name=""):
@@ -430,8 +457,7 @@ def summary(config):
     for name in NETWORKS:
         network = build_network(name, config.network_options if name == config.network else {}).eval()
         inputs = torch.zeros(1, 2, IMAGE_SIZE, IMAGE_SIZE)
-        inputs[:, 1, 16:48, 16:48] = 1
-        inputs[:, 1] = 1 - inputs[:, 1]
+        inputs[:, 1, :16] = 1  # the rest is unknown; which part it is does not change the FLOPs
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             network(inputs)
         flops = {module: sum(counts.values()) for module, counts in counter.get_flop_counts().items()}
@@ -450,7 +476,9 @@ def summary(config):
 
 def evaluate(config, given):
     """Print the model's score on the validation part of config.images. Returns the exit status."""
-    network, description = load_model(config, given)
+    network, made_with, description = load_model(config, given)
+    for key in {"validation_fraction", "seed", "synthetic_images"} - given:
+        setattr(config, key, getattr(made_with, key))  # so that what was held out in training is held out here
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     network = network.to(device, memory_format=torch.channels_last)
@@ -465,7 +493,7 @@ def evaluate(config, given):
 
 def predict(config, given):
     """Write the challenge file for config.test_set. Returns the exit status."""
-    network, description = load_model(config, given)
+    network, _, description = load_model(config, given)
     pixelated_images, known_arrays = load_test_set(config.test_set)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
@@ -485,7 +513,9 @@ def predict(config, given):
                 bar.update(part.stop - part.start)
     seconds = time.monotonic() - started
     submission = [prediction[~known] for prediction, known in zip(predictions, known_arrays)]
-    assert [(a.dtype, a.shape) for a in submission] == [(np.uint8, (int((~known).sum()),)) for known in known_arrays]
+    for i, (prediction, image, known) in enumerate(zip(predictions, pixelated_images, known_arrays, strict=True)):
+        if prediction.dtype != np.uint8 or not np.array_equal(prediction[known], image[known]):  # of another image?
+            raise UserError(f"test_set: the prediction for image {i} does not fit it; nothing was written")
     serialize(submission, config.submission)
     written = deserialize(config.submission)
     if len(written) != len(submission) or not all(map(np.array_equal, written, submission)):
@@ -515,24 +545,29 @@ def predict(config, given):
 
 def show(path):
     """A path as the user would type it."""
-    relative = os.path.relpath(path)
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # on another drive
+        return path
     return path if relative.startswith("..") else relative
 
 
 def main(arguments=None):
     try:
-        action, config, given = parse_command_line(arguments, DESCRIPTION, {**ACTIONS}, EPILOG)
+        action, config, given = parse_command_line(arguments, DESCRIPTION, ACTIONS, EPILOG)
         if action == "summary":
             return summary(config)
-        if action in ("predict", "evaluate"):
-            return {"predict": predict, "evaluate": evaluate}[action](config, given)
-        for key, other in (("epochs", "max_minutes"), ("max_minutes", "epochs")):
-            if key in given and other not in given and action == "train":
-                setattr(config, other, None)  # an option for one end of the training replaces the file's other one
+        if action == "predict":
+            return predict(config, given)
+        if action == "evaluate":
+            return evaluate(config, given)
+        ends = given & {"epochs", "max_minutes"}
+        if len(ends) == 1:  # an option for one end of the training replaces the other one of the file or the saved run
+            other = "epochs" if ends == {"max_minutes"} else "max_minutes"
+            setattr(config, other, None)
+            given.add(other)
         if action == "resume":
             return resume(config, given)
-        if config.epochs is None and config.max_minutes is None:
-            raise UserError("epochs: null, as is max_minutes; give one of them an end")
         return train(config)
     except UserError as error:
         print(f"main.py: error: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import io
 import json
 import math
 import os
@@ -89,8 +90,9 @@ class Config:
         return os.path.join(self.output_dir, folder, self.name + suffix)
 
     def without_paths(self):
-        """The keys as a dict, less those that hold a path: what a model says of itself on any machine."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if not _is_path(key, value)}
+        """The keys as a dict, less those that hold a path (of images the name): what a model tells of its making."""
+        values = {key: value for key, value in dataclasses.asdict(self).items() if not _is_path(key, value)}
+        return {"images": os.path.basename(self.images), **values}
 
 
 _FIELDS = {key.name: key for key in dataclasses.fields(Config)}
@@ -148,17 +150,18 @@ def _is_path(key, value):
     return "path" in _FIELDS[key].metadata and value is not None and not (key == "images" and value == "synthetic")
 
 
-def config_from_dict(values, where, folder=None):
-    """A Config from plain values, checked. folder: what relative paths start from (None: they are kept)."""
+def config_from_dict(values, where, folder=ROOT):
+    """A Config from plain values, checked. Relative paths start from folder, those of defaults from the program's."""
     checked = {}
     for key, value in values.items():
         if key not in _FIELDS:
             raise _unknown_key(key, where)
         checked[key] = check_value(key, value, where)
     config = Config(**checked)
-    for key in _FIELDS if folder else ():
+    for key in _FIELDS:
         if _is_path(key, getattr(config, key)):
-            setattr(config, key, os.path.normpath(os.path.join(folder, getattr(config, key))))
+            start = folder if key in checked else ROOT
+            setattr(config, key, os.path.normpath(os.path.join(start, getattr(config, key))))
     return config
 
 
@@ -184,7 +187,7 @@ class _Parser(argparse.ArgumentParser):
 def parse_command_line(arguments, description, actions, epilog):
     """(action, config, given): the name of the action asked for, the Config, the set of keys named as options.
 
-    actions: {name: help}; the first is the default. First the file (--config), then the options over it.
+    actions: {name: help}; without one the action is "train". First the file (--config), then the options over it.
     """
     parser = _Parser(
         prog="main.py",
@@ -310,6 +313,14 @@ def atomic_write(path):
         raise
 
 
+def save_checkpoint(checkpoint, path):
+    """torch.save, atomically. Through memory, because torch.save hides why a file cannot be written."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
 def load_checkpoint(path, advice):
     """The dict in a .pt file, read with weights_only=True. advice ends the UserError where there is none."""
     try:
@@ -332,11 +343,17 @@ class _ArrayUnpickler(pickle.Unpickler):
             return _empty_array
         if (package, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
             return getattr(np, name)
+        if (package, name) == ("numpy.core.numeric", "_frombuffer"):
+            return _array_from_buffer
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def _empty_array(kind, shape, dtype):
     return np.ndarray((0,), np.uint8)  # the array's state, which follows, brings shape and dtype
+
+
+def _array_from_buffer(buffer, dtype, shape, order):
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
 
 
 def load_test_set(path):
@@ -382,14 +399,17 @@ def to_inputs(pixelated_images, known_arrays):
     return torch.cat([pixelated_images.float() / 255, known_arrays.float()], dim=1)
 
 
+def _mse_per_image(predictions, images, known_arrays):
+    unknown = ~known_arrays
+    return ((predictions - images) ** 2 * unknown).flatten(1).sum(1) / unknown.flatten(1).sum(1)
+
+
 def rmse_per_image(predictions, images, known_arrays):
     """The root mean squared error over each image's unknown pixels (known False), (N,), in the units of the images.
 
     All (N, 1, H, W). The challenge's score is its mean over the images, on uint8 values: give float64 for that.
     """
-    unknown = ~known_arrays
-    squared = ((predictions - images) ** 2 * unknown).flatten(1).sum(1)
-    return (squared / unknown.flatten(1).sum(1)).sqrt()
+    return _mse_per_image(predictions, images, known_arrays).sqrt()
 
 
 def training_loss(kind, predictions, images, known_arrays):
@@ -399,9 +419,8 @@ def training_loss(kind, predictions, images, known_arrays):
     """
     if kind == "mse":
         return F.mse_loss(predictions[~known_arrays] * 255, images[~known_arrays] * 255)
-    unknown = ~known_arrays
-    squared = ((predictions - images) ** 2 * unknown).flatten(1).sum(1) / unknown.flatten(1).sum(1)
-    return 255 * (squared + 1e-8).sqrt().mean()  # the root of 0 has no gradient; 1e-8 is 0.03 grey levels
+    # The root has no gradient at 0; 1e-8 is (0.03 grey levels)^2.
+    return 255 * (_mse_per_image(predictions, images, known_arrays) + 1e-8).sqrt().mean()
 
 
 def check_finite(loss, epoch, step, learning_rate):
@@ -430,12 +449,18 @@ def restore(network, pixelated_images, known_arrays, precision):
 BASIC_CNN_2023, RANK_1_2023 = 17.892, 12.649  # scores of the course's leaderboard, on photos of the same set
 
 
-def plot_losses(rows, path):
-    """The run's curve as a PNG: training loss, validation score and reference lines over samples. rows: as logged."""
+def plot_losses(rows, loss, path):
+    """The run's curve as a PNG: training loss, validation score and reference lines over samples.
+
+    rows: as logged. loss: its kind; of "mse" the root is drawn.
+    """
+    power = 0.5 if loss == "mse" else 1
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     samples = [row["samples"] for row in rows]
-    axes.plot(samples, [row["train_loss"] for row in rows], "--", marker=".", color="0.5", label="training loss")
+    axes.plot(
+        samples, [row["train_loss"] ** power for row in rows], "--", marker=".", color="0.5", label="training loss"
+    )
     axes.plot(samples, [row["score"] for row in rows], marker="o", color="black", label="validation score")
     for value, style, label in (
         (rows[-1]["identity_score"], "-", "IdentityModel, same images"),

@@ -158,7 +158,7 @@ def test_view_is_the_courses_transform():
         [transforms.Resize(64, transforms.InterpolationMode.BILINEAR), transforms.CenterCrop(64)]
     )
     rng = np.random.default_rng(0)
-    for size in ((64, 64), (128, 171), (200, 130), (333, 97), (65, 64)):
+    for size in ((64, 64), (128, 171), (200, 130), (333, 97), (65, 64), (98, 196)):
         image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
         photo, view = decode_photo(encode(image))
         assert np.array_equal(view, to_grayscale(np.array(course(image)))[0])

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import main as entry
 from datasets import prepare_image
 from submission_serialization import deserialize
 from synthetic import synthetic_image
-from utils import ROOT, Config
+from utils import ROOT, Config, parse_command_line
 
 TINY = [
     "--network_options",
@@ -121,8 +122,13 @@ def test_model_needs_nothing_but_its_file(run, test_set, tmp_path, capsys):
     moved = tmp_path / "moved.pt"
     (tmp_path / "models" / "default.pt").rename(moved)
     (tmp_path / "empty.json").write_text("{}")
+    submission = tmp_path / "moved.bin"
     options = ["--config", str(tmp_path / "empty.json"), "--predict", "--test_set", test_set[0]]
-    assert entry.main([*options, "--model", str(moved)]) == 0 and (tmp_path / "submission.bin").exists()
+    options += ["--submission", str(submission)]
+    assert entry.main([*options, "--model", str(moved)]) == 0 and submission.exists()
+    again = parse_command_line(["--config", str(tmp_path / "models" / "default.json")], "", entry.ACTIONS, "")[1]
+    assert again.network_options == config["network_options"] and again.output_dir == ROOT
+    assert again.images == "synthetic"
     capsys.readouterr()
     assert entry.main([*options, "--model", str(moved), "--network", "BasicCNN"]) == 2
     assert "is a ResidualUNet, not a BasicCNN" in capsys.readouterr().err
@@ -185,6 +191,31 @@ def test_resume_refuses_another_run_and_a_finished_one(run, capsys):
     assert "is finished" in capsys.readouterr().err
 
 
+def test_resume_refuses_other_photos_and_takes_moved_ones(run, photos, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(photos, folder)
+    assert run("--images", str(folder), "--epochs", "1") == 0
+    assert "held out" in capsys.readouterr().out
+    folder.rename(tmp_path / "moved")
+    assert run("--resume", "--epochs", "2") == 2
+    assert "copy" in capsys.readouterr().err
+    assert run("--resume", "--epochs", "2", "--images", str(tmp_path / "moved")) == 0
+    (tmp_path / "moved" / "003" / "0000015.jpg").unlink()
+    assert run("--resume", "--epochs", "3") == 2
+    assert "no longer holds the same photos" in capsys.readouterr().err
+    for path in list((tmp_path / "moved").rglob("*.jpg"))[1:]:
+        path.unlink()
+    assert run("--images", str(tmp_path / "moved"), "--epochs", "1", "--name", "one") == 2
+    assert "1 usable photos" in capsys.readouterr().err
+
+
+def test_workers_change_nothing(run, tmp_path):
+    for workers in ("0", "2"):
+        assert run("--epochs", "1", "--name", workers, "--workers", workers) == 0
+    a, b = (torch.load(tmp_path / "models" / f"{name}.pt", weights_only=True) for name in "02")
+    assert all(map(torch.equal, a["weights"].values(), b["weights"].values())) and a["score"] == b["score"]
+
+
 def test_loss_that_is_not_finite_keeps_the_best_model(run, tmp_path, capsys):
     assert run("--epochs", "1") == 0
     best = (tmp_path / "models" / "default.pt").read_bytes()
@@ -216,7 +247,7 @@ def test_budget_in_minutes(run, tmp_path, loss):
         == 0
     )
     rows = log(tmp_path)
-    assert 0.1 <= rows[-1]["minutes"] < 0.2 and np.allclose(np.diff([0] + [row["epoch"] for row in rows[:-1]]), 1)
+    assert 0.05 <= rows[-1]["minutes"] < 0.2 and np.allclose(np.diff([0] + [row["epoch"] for row in rows[:-1]]), 1)
 
 
 def test_learning_rate_is_a_function_of_progress():
