@@ -198,6 +198,7 @@ def train(config, state=None):
                 initial=first_step * config.batch_size,
                 unit=" images",
                 smoothing=0.1,
+                mininterval=0.5,
                 desc=f"epoch {epoch + 1}" + (f"/{config.epochs}" if config.epochs else ""),
                 dynamic_ncols=True,
             ) as bar:

@@ -474,7 +474,7 @@ def plot_losses(rows, loss, path):
     axes.set(xlabel="training samples", ylabel="grey levels (of 255); RMSE on the unknown pixels", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
-    axes.legend()
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.9))  # below the line of IdentityModel
     _save(figure, path)
 
 
