@@ -358,6 +358,9 @@ def open_cache(images, cache_dir, seed, synthetic_images):
                     if ".building." not in name or time.time() - os.stat(old).st_mtime > 3600:
                         shutil.rmtree(old)
             os.replace(building, path)
+        except OSError as error:
+            error.filename = error.filename or cache_dir
+            raise
         finally:
             shutil.rmtree(building, ignore_errors=True)
     cache = ImageCache(path)

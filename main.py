@@ -182,6 +182,10 @@ def train(config, state=None):
     if state:
         set_rng_state(state["rng"])
     else:
+        if os.path.exists(config.file("models", ".pt")):
+            print(
+                f"{show(config.file('models', '.pt'))} will be replaced after the first epoch; to keep it, use --name"
+            )
         save_run(config, run, network, average, optimizer, precision, dataset)  # finds out now whether that works
 
     print(

@@ -182,6 +182,16 @@ def test_atomic_write_keeps_the_old_file_on_failure(tmp_path):
     assert path.read_bytes() == b"old" and os.listdir(path.parent) == ["file"]
 
 
+def test_a_full_disk_names_the_file(tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with pytest.raises(OSError) as error, atomic_write(tmp_path / "file") as file:
+        with open("/dev/full", "wb", buffering=0) as full:
+            file.write(b"x")
+            full.write(b"x")
+    assert error.value.filename == str(tmp_path / "file") and not os.listdir(tmp_path)
+
+
 def test_loss_that_is_not_finite():
     assert check_finite(1.5, 1, 2, 0.1) == 1.5
     with pytest.raises(UserError, match="learning_rate: the loss became nan in epoch 3, at or before step 20"):
