@@ -49,8 +49,12 @@ class Config:
     network: str = _key("ResidualUNet", "the architecture", choices=tuple(NETWORKS))
     network_options: dict = _key({}, 'keyword arguments of the architecture, as JSON: {"channels": [32, 64, 128]}')
     loss: str = _key("rmse", "rmse, the challenge's score, or mse, both on the unknown pixels", choices=("rmse", "mse"))
-    epochs: typing.Optional[int] = _key(None, "train for so many passes over the images", minimum=1)
-    max_minutes: typing.Optional[float] = _key(15.0, "train for so long; with epochs, whatever comes first", above=0)
+    epochs: typing.Optional[int] = _key(
+        None, "train for so many passes over the images; as an option alone it lifts max_minutes", minimum=1
+    )
+    max_minutes: typing.Optional[float] = _key(
+        15.0, "train for so long, preparing the images not counted; with epochs, whatever comes first", above=0
+    )
     batch_size: int = _key(32, "images a step", minimum=1)
     learning_rate: float = _key(7e-4, "its peak", above=0)
     warmup: float = _key(0.03, "share of the training in which the learning rate rises", minimum=0, maximum=1)
