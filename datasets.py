@@ -7,6 +7,7 @@ crops and rectangles (`PixelationDataset`). A batch travels as uint8 and becomes
 """
 
 import contextlib
+import functools
 import glob
 import hashlib
 import io
@@ -207,14 +208,9 @@ def _is_photo(name):
     return base.lower().endswith(EXTENSIONS) and not base.startswith(".") and not name.startswith("__MACOSX/")
 
 
-_zip_files = {}  # one open file per process: reading the directory of a large zip takes a while
-
-
+@functools.cache  # reading the directory of a large zip takes a while, so a worker process does it once
 def _open_zip(path):
-    key = os.getpid(), path  # a forked process shares the file position with its parent, so it opens its own
-    if key not in _zip_files:
-        _zip_files[key] = zipfile.ZipFile(path)
-    return _zip_files[key]
+    return zipfile.ZipFile(path)
 
 
 def _read_photo(images, name):

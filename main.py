@@ -379,9 +379,8 @@ class Interrupts:
         if self.received:
             raise KeyboardInterrupt
         self.received = number
-        os.write(
-            2, b"\nStopping after this step; again: at once, without saving.\n"
-        )  # print is not for signal handlers
+        # print is not for signal handlers.
+        os.write(2, b"\nStopping after this step; again: at once, without saving.\n")
 
     def __exit__(self, *error):
         for number, handler in self.previous.items():
@@ -434,9 +433,11 @@ def load_weights(network, checkpoint, path):
 
 
 def load_model(config, given):
-    """(network in eval mode, its config, description) of config.model, rebuilt from the checkpoint alone."""
+    """(network in eval mode, device, precision, config it was made with) of config.model, from the checkpoint alone."""
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
     if config.network == "IdentityModel" and not config.model:
-        return build_network(config.network, {}), config, "IdentityModel"
+        return build_network(config.network, {}).eval(), device, precision, config
     path = config.model or config.file("models", ".pt")
     checkpoint = load_checkpoint(path, "train one first with python main.py, or name one with --model FILE")
     made_with = config_from_dict(checkpoint["config"], path)
@@ -445,7 +446,8 @@ def load_model(config, given):
     network = build_network(made_with.network, made_with.network_options)
     load_weights(network, checkpoint, path)
     score = f", validation score {checkpoint['score']:.3f}" if isinstance(checkpoint.get("score"), float) else ""
-    return network.eval(), made_with, f"{made_with.network} from {show(path)}{score}"
+    print(f"{made_with.network} from {show(path)}{score}; {device.type}, {str(precision)[6:]}")
+    return network.eval().to(device, memory_format=torch.channels_last), device, precision, made_with
 
 
 def layers_and_blocks(module, name=""):
@@ -481,15 +483,11 @@ def summary(config):
 
 def evaluate(config, given):
     """Print the model's score on the validation part of config.images. Returns the exit status."""
-    network, made_with, description = load_model(config, given)
+    network, device, precision, made_with = load_model(config, given)
     for key in {"validation_fraction", "seed", "synthetic_images"} - given:
         setattr(config, key, getattr(made_with, key))  # so that what was held out in training is held out here
-    device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
-    network = network.to(device, memory_format=torch.channels_last)
     validation_set = prepare_images(config)[1]
     score, identity_score, _ = validate(network, validation_set, device, precision)
-    print(f"{description}; {device.type}, {str(precision)[6:]}")
     print(
         f"score {score:.3f}, IdentityModel {identity_score:.3f}, on {len(validation_set):,} images of {config.images}"
     )
@@ -498,12 +496,8 @@ def evaluate(config, given):
 
 def predict(config, given):
     """Write the challenge file for config.test_set. Returns the exit status."""
-    network, _, description = load_model(config, given)
+    network, device, precision, _ = load_model(config, given)
     pixelated_images, known_arrays = load_test_set(config.test_set)
-    device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
-    network = network.to(device, memory_format=torch.channels_last)
-    print(f"{description}; {device.type}, {str(precision)[6:]}")
     started = time.monotonic()
     predictions = []
     with tqdm(total=len(pixelated_images), desc="restoring", unit=" images") as bar:
