@@ -75,6 +75,14 @@ class BlockGrid:
         """(N, 1, H, W) -> the map in which each unknown pixel holds the mean of its block, 0 elsewhere."""
         return self.spread(self._sums(maps * self.unknown) / self.counts.clamp(min=1))
 
+    def surroundings(self, reach):
+        """1 inside the rectangle and up to `reach` pixels around it, else 0: (N, 1, H, W) float32."""
+        inside = []
+        for axis, offset in zip((1, 2), self.offsets):
+            extent = self.unknown[:, 0].any(dim=3 - axis).sum(dim=1, keepdim=True)
+            inside.append(((offset >= -reach) & (offset < extent + reach)).float())
+        return (inside[0][:, :, None] * inside[1][:, None, :])[:, None]
+
     def expected_means(self, images):
         """The expected mean of each block before pixelation floored it, written to its pixels. (N, 1, H, W).
 
@@ -130,15 +138,18 @@ class ResidualUNet(nn.Module):
     the rectangle.
 
     channels: per stage; the first works at half the resolution, each further one at half of that. blocks: residual
-    blocks per stage, on the way down and again on the way up, at the bottom once. window: its side in pixels, grown
-    where a rectangle needs more. size_range: smallest and largest block size that may occur.
+    blocks per stage, on the way down and again on the way up, at the bottom once. margin: how far the window reaches
+    beyond the rectangle, in pixels, at least. size_range: smallest and largest block size that may occur.
+
+    views: at test time the mean of so many predictions, 1 to 8, is returned: the U-Net sees what is to be restored
+    flipped and transposed. All eight symmetries are valid, since the block grid is dealt with outside of it.
     """
 
-    def __init__(self, channels=(64, 128, 256), blocks=(2, 2, 4), window=48, size_range=(4, 16)):
+    def __init__(self, channels=(64, 128, 256), blocks=(2, 2, 4), margin=8, size_range=(4, 16)):
         super().__init__()
         if len(blocks) != len(channels):
             raise ValueError(f"blocks must have a number for each of the {len(channels)} stages")
-        self.window, self.sizes = window, range(size_range[0], size_range[1] + 1)
+        self.margin, self.sizes, self.views = margin, range(size_range[0], size_range[1] + 1), 1
         self.multiple = 2 ** len(channels)  # window sides are multiples of this, so that every stage halves evenly
         stages = list(zip(channels, channels[1:], blocks))
         self.first = nn.Conv2d(4 * 3, channels[0], 3, padding=1)
@@ -155,31 +166,62 @@ class ResidualUNet(nn.Module):
     def _stage(channels, blocks):
         return nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
 
+    def window_side(self, extent):
+        """Side of the window, in pixels, for a rectangle's width or height: an int, array or tensor of ints."""
+        return -(-(extent + 2 * self.margin) // self.multiple) * self.multiple
+
     def forward(self, inputs):
         height, width = inputs.shape[2:]
-        with torch.autocast(inputs.device.type, enabled=False):  # grey values need more than the 8 bits of bfloat16
-            inputs, place = self._place_windows(inputs.float())
-            cut = inputs[place].permute(0, 3, 1, 2)  # (N, h, w, 2) -> (N, 2, h, w)
-            images, unknown = cut[:, :1], cut[:, 1:] == 0
+        padding = (0, -width % self.multiple, 0, -height % self.multiple)
+        images = F.pad(inputs[:, :1].float(), padding, "replicate")
+        unknown = F.pad(inputs[:, 1:] == 0, padding)
+        output = images.clone()
+        starts, sides = zip(*(self._windows(unknown[:, 0], axis) for axis in (1, 2)))
+        sides = torch.stack(sides, dim=1)  # (N, 2)
+        for kind in sides.unique(dim=0):  # images with windows of one shape are restored together
+            n = (sides == kind).all(dim=1).nonzero()  # (M, 1)
+            rows, columns = (
+                start[n] + torch.arange(side, device=inputs.device) for start, side in zip(starts, kind.tolist())
+            )
+            place = (n[:, :, None], 0, rows[:, :, None], columns[:, None, :])  # of an (M, h, w) window in (N, 1, H, W)
+            output[place] = self._restore(images[place][:, None], unknown[place][:, None])[:, 0]
+        return output[:, :, :height, :width]
+
+    def _windows(self, unknown, axis):
+        """(start, side) of each image's window along axis (1: y, 2: x), (N,) each. unknown: (N, H, W)."""
+        length = unknown.shape[axis]
+        hit = unknown.any(dim=3 - axis).int()  # (N, H or W)
+        first, extent = hit.argmax(dim=1), length - hit.flip(1).argmax(dim=1) - hit.argmax(dim=1)
+        side = self.window_side(extent).clamp(max=length)
+        return (first + torch.div(extent - side, 2, rounding_mode="floor")).clamp(min=0).minimum(length - side), side
+
+    def _restore(self, images, unknown):
+        """The restored windows, (N, 1, h, w), of images, (N, 1, h, w) in [0, 1], and unknown, bool of that shape."""
+        with torch.autocast(images.device.type, enabled=False):  # grey values need more than the 8 bits of bfloat16
             grid = BlockGrid(images, unknown, self.sizes)
             means = grid.expected_means(images)
             guess = interpolate(images, means, grid)
-            near = F.max_pool2d(unknown.float(), 9, stride=1, padding=4)  # the rectangle and 4 pixels around it
+            near = grid.surroundings(4)
             near = near / near.sum((2, 3), keepdim=True).clamp(min=1)
             center = (guess * near).sum((2, 3), keepdim=True)
             scale = ((guess - center) ** 2 * near).sum((2, 3), keepdim=True).sqrt() + 0.02
-            maps = torch.cat([(guess - center) / scale, (images - center) / scale, cut[:, 1:]], dim=1)  # (N, 3, h, w)
-            maps = maps.contiguous(memory_format=torch.channels_last)
-        residual = guess + scale * self._unet(maps).float()
-        with torch.autocast(inputs.device.type, enabled=False):
+            maps = torch.cat([(guess - center) / scale, (images - center) / scale, 1 - unknown.float()], dim=1)
+        views = 1 if self.training else self.views
+        residual = guess + scale * sum(self._view(maps, view) for view in range(views)) / views
+        with torch.autocast(images.device.type, enabled=False):
             restored = means + residual - grid.means(residual)
             if not self.training:  # alternate between the images within [0, 1] and those with these means
                 for _ in range(10):
                     restored = restored.clamp(0, 1)
                     restored = restored + means - grid.means(restored)
-            output = inputs[:, :1].clone()
-            output[place[0], 0, place[2], place[3]] = torch.where(unknown, restored, images)[:, 0]
-        return output[:, :, :height, :width]
+            return torch.where(unknown, restored, images)
+
+    def _view(self, maps, view):
+        """The U-Net's residual, float32, of one of the eight symmetries of the maps; 0 is the maps as they are."""
+        axes = [axis for axis, bit in ((3, 1), (2, 2)) if view & bit]
+        maps = maps.flip(axes).mT if view & 4 else maps.flip(axes)
+        residual = self._unet(maps.contiguous(memory_format=torch.channels_last)).float()
+        return (residual.mT if view & 4 else residual).flip(axes)
 
     def _unet(self, maps):
         x, skips = self.first(F.pixel_unshuffle(maps, 2)), []  # (N, 3, h, w) -> (N, 12, h/2, w/2)
@@ -191,30 +233,6 @@ class ResidualUNet(nn.Module):
         for stage, expand in zip(reversed(self.up), reversed(self.expand)):
             x = stage(F.pixel_shuffle(expand(x), 2) + skips.pop())
         return F.pixel_shuffle(self.last(x), 2)  # (N, 4, h/2, w/2) -> (N, 1, h, w)
-
-    def _place_windows(self, inputs):
-        """The inputs, padded where the window is larger than the image, and the index that cuts the windows out."""
-        unknown = inputs[:, 1] == 0  # (N, H, W)
-        starts, sides = [], []
-        for axis in (1, 2):
-            length = unknown.shape[axis]
-            hit = unknown.any(dim=3 - axis).int()  # (N, H or W)
-            first, last = hit.argmax(dim=1), length - 1 - hit.flip(1).argmax(dim=1)
-            needed = max(self.window, int((last - first).max()) + self.window // 3)
-            side = -(-min(needed, length) // self.multiple) * self.multiple
-            starts.append(((first + last + 1 - side) // 2).clamp(0, max(0, length - side)))
-            sides.append(side)
-        padding = [max(0, side - length) for side, length in zip(sides, unknown.shape[1:])]
-        if any(padding):
-            padding = (0, padding[1], 0, padding[0])
-            inputs = torch.cat(
-                [F.pad(inputs[:, :1], padding, "replicate"), F.pad(inputs[:, 1:], padding, value=1)], dim=1
-            )
-        rows, columns = (
-            start[:, None] + torch.arange(side, device=inputs.device) for start, side in zip(starts, sides)
-        )
-        n = torch.arange(len(inputs), device=inputs.device)
-        return inputs, (n[:, None, None], slice(None), rows[:, :, None], columns[:, None, :])
 
 
 def interpolate(images, means, grid, deviations=(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1)):

@@ -451,8 +451,9 @@ class PixelationDataset(Dataset):
     """Samples in the form of RandomImagePixelationDataset, from an ImageCache: 64x64, rectangles as in the test set.
 
     For validation (crop_scale None) item i is the photo's own view, with a rectangle that is a function of (seed, i).
-    For training an item is asked for as (epoch, i): a random resized crop, its side a share of the photo's shortest
-    side within crop_scale, maybe flipped, with a new rectangle; all a function of (seed, epoch, i).
+    For training an item is asked for as (epoch, i, width, height): a random resized crop, its side a share of the
+    photo's shortest side within crop_scale, maybe flipped, with a rectangle of this extent at a new place; all a
+    function of (seed, epoch, i).
     """
 
     def __init__(self, cache, indices, seed, crop_scale=None):
@@ -462,14 +463,15 @@ class PixelationDataset(Dataset):
         return len(self.indices)
 
     def __getitem__(self, key):
-        epoch, i = key if self.crop_scale else (0, key)
+        epoch, i, *extent = key if self.crop_scale else (0, key)
         rng = np.random.default_rng((self.seed, epoch, i))
         index = self.indices[i]
         if self.crop_scale:
             image = self._augment(self.cache[index], rng)
         else:
             image = self.cache.views[index]
-        rectangle = draw_rectangle(rng, IMAGE_SIZE, IMAGE_SIZE, WIDTH_RANGE, HEIGHT_RANGE, SIZE_RANGE)
+        ranges = [(n, n) for n in extent] or (WIDTH_RANGE, HEIGHT_RANGE)
+        rectangle = draw_rectangle(rng, IMAGE_SIZE, IMAGE_SIZE, *ranges, SIZE_RANGE)
         return *prepare_image(image[None], *rectangle), self.cache.names[index]
 
     def _augment(self, photo, rng):
@@ -491,12 +493,21 @@ def collate(batch_as_list):
     return pixelated_images, known_arrays, images
 
 
-def epoch_order(dataset, seed, batch_size, start):
-    """Batches of keys for PixelationDataset from step `start` on, without end: each epoch in a new random order."""
+def epoch_order(dataset, seed, batch_size, start, window_side=None):
+    """Batches of keys for PixelationDataset from step `start` on, without end: each epoch in a new random order.
+
+    window_side: a function of a rectangle's width or height. Where it is given, a batch holds images whose rectangles
+    agree in it, so that a network which looks at windows of this side computes no more than it needs.
+    """
     steps = -(-len(dataset) // batch_size)
     epoch, step = divmod(start, steps)
     while True:
-        order = np.random.default_rng((seed, epoch)).permutation(len(dataset))
-        for first in range(step * batch_size, len(dataset), batch_size):
-            yield [(epoch, int(i)) for i in order[first : first + batch_size]]
+        rng = np.random.default_rng((seed, epoch))
+        extents = [rng.integers(*bounds, len(dataset), endpoint=True) for bounds in (WIDTH_RANGE, HEIGHT_RANGE)]
+        order = rng.permutation(len(dataset))
+        if window_side:
+            order = order[np.lexsort([window_side(extent[order]) for extent in extents])]
+        for batch in rng.permutation(steps)[step:]:
+            chosen = order[batch * batch_size : (batch + 1) * batch_size]
+            yield [(epoch, int(i), *(int(extent[i]) for extent in extents)) for i in chosen]
         epoch, step = epoch + 1, 0

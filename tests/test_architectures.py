@@ -141,6 +141,37 @@ def test_predictions_do_not_depend_on_the_batch():
     assert (whole - parts).abs().max() < 1e-5
 
 
+def test_window_is_as_large_as_its_rectangle_needs():
+    network = ResidualUNet(channels=(8, 16, 16), blocks=(1, 1, 1))  # window sides are multiples of 8
+    assert [network.window_side(extent) for extent in (4, 8, 9, 32)] == [24, 24, 32, 48]
+    unknown = torch.zeros(3, 64, 64, dtype=torch.bool)
+    for i, (start, extent) in enumerate(((20, 8), (0, 9), (61, 3))):
+        unknown[i, :, start : start + extent] = True
+    assert [t.tolist() for t in network._windows(unknown, 2)] == [[12, 0, 40], [24, 32, 24]]
+    assert [t.tolist() for t in network._windows(unknown, 1)] == [[0] * 3, [64] * 3]
+
+
+def test_views_are_the_eight_symmetries_and_their_mean_keeps_block_means():
+    _, _, pixelated, known = cases(20, 8, smooth=True)
+    network = loose_init(ResidualUNet(channels=(16, 32), blocks=(1, 1))).eval()
+    maps = torch.randn(2, 3, 24, 16)
+    convolve, network._unet = network._unet, lambda maps: maps[:, :1]
+    assert all(torch.equal(network._view(maps, view), maps[:, :1]) for view in range(8))  # each is undone
+    seen = []
+    network._unet = lambda maps: seen.append(maps) or maps[:, :1]
+    for view in range(8):
+        network._view(maps, view)
+    assert len({tuple(view.flatten().tolist()) for view in seen}) == 8  # and no two are alike
+    network._unet = convolve
+    inputs = to_inputs(pixelated, known)
+    grid = BlockGrid(pixelated, ~known, SIZES)
+    one = network(inputs).detach()
+    network.views = 8
+    outputs = network(inputs).detach()
+    assert (outputs - one).abs().max() > 1e-3
+    assert (grid.means(outputs) - grid.expected_means(inputs[:, :1])).abs().max() * 255 < 0.1
+
+
 def test_reference_networks():
     counts = {name: sum(p.numel() for p in network().parameters()) for name, network in NETWORKS.items()}
     assert counts["IdentityModel"] == 0
