@@ -142,7 +142,8 @@ class ResidualUNet(nn.Module):
     beyond the rectangle, in pixels, at least. size_range: smallest and largest block size that may occur.
 
     views: at test time the mean of so many predictions, 1 to 8, is returned: the U-Net sees what is to be restored
-    flipped and transposed. All eight symmetries are valid, since the block grid is dealt with outside of it.
+    flipped and transposed. All eight symmetries are valid, since the block grid is dealt with outside of it. In
+    training each batch is seen in a random one.
     """
 
     def __init__(self, channels=(64, 128, 256), blocks=(2, 2, 4), margin=8, size_range=(4, 16)):
@@ -206,8 +207,8 @@ class ResidualUNet(nn.Module):
             center = (guess * near).sum((2, 3), keepdim=True)
             scale = ((guess - center) ** 2 * near).sum((2, 3), keepdim=True).sqrt() + 0.02
             maps = torch.cat([(guess - center) / scale, (images - center) / scale, 1 - unknown.float()], dim=1)
-        views = 1 if self.training else self.views
-        residual = guess + scale * sum(self._view(maps, view) for view in range(views)) / views
+        views = torch.randint(8, (1,)).tolist() if self.training else range(self.views)
+        residual = guess + scale * sum(self._view(maps, view) for view in views) / len(views)
         with torch.autocast(images.device.type, enabled=False):
             restored = means + residual - grid.means(residual)
             if not self.training:  # alternate between the images within [0, 1] and those with these means

@@ -37,17 +37,19 @@ from datasets import (
     open_cache,
     split_by_folder,
 )
-from submission_serialization import deserialize, serialize
+from submission_serialization import deserialize, load_test_set, serialize
 from utils import (
     ROOT,
     UserError,
     atomic_write,
+    build_optimizers,
     check_finite,
     choose_device,
     choose_precision,
     config_from_dict,
+    keep_freed_memory,
     load_checkpoint,
-    load_test_set,
+    locked,
     parse_command_line,
     plot_losses,
     plot_samples,
@@ -89,6 +91,7 @@ ACTIONS = {
     "summary": "print each network's layers or blocks, parameters and forward FLOPs per image",
 }
 
+SHIPPED = os.path.join(ROOT, "models", "photos.pt")  # what --predict takes as long as no model was trained
 EMA_EVERY = 4  # steps between updates of the moving average: each reads and writes all weights
 SAVE_EVERY = 120  # seconds of training that an interruption of any kind costs at most
 # What an option may change when a run is resumed.
@@ -154,13 +157,14 @@ def train(config, state=None):
 
     shipped = copy.deepcopy(network).eval()  # what is validated and written to models/NAME.pt
     average = AveragedModel(network, multi_avg_fn=ema_update(config.ema_decay), use_buffers=True)
-    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True)
+    optimizers = build_optimizers(config.optimizer, parameters, config.weight_decay)
     run = {"step": 0, "samples": 0, "seconds": 0.0, "rows": [], "best": math.inf, "stale": 0}
     run |= {"loss_sum": 0.0, "loss_count": 0}  # since the epoch began
     if state:
         load_weights(network, state, config.file("models", ".last.pt"))
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_state)
         run = state["run"]
         if state["images"] != digest([dataset.cache.names, dataset.indices.tolist()]):
             raise UserError(f"images: {config.images} no longer holds the same photos; start a new run with --init")
@@ -168,7 +172,8 @@ def train(config, state=None):
             raise UserError(f"name: run {config.name!r} is finished; to go on, give it more --epochs or --max_minutes")
 
     workers = config.workers if config.workers is not None else (min(8, os.cpu_count()) if device.type == "cuda" else 0)
-    order = epoch_order(dataset, config.seed, config.batch_size, run["step"])
+    window_side = getattr(network, "window_side", None)  # of networks that look at a window around the rectangle
+    order = epoch_order(dataset, config.seed, config.batch_size, run["step"], window_side)
     batches = iter(
         DataLoader(
             dataset,
@@ -186,7 +191,7 @@ def train(config, state=None):
             print(
                 f"{show(config.file('models', '.pt'))} will be replaced after the first epoch; to keep it, use --name"
             )
-        save_run(config, run, network, average, optimizer, precision, dataset)  # finds out now whether that works
+        save_run(config, run, network, average, optimizers, precision, dataset)  # finds out now whether that works
 
     print(
         f"{config.network}: {sum(p.numel() for p in parameters):,} parameters; {len(dataset):,} images to train on, "
@@ -208,17 +213,18 @@ def train(config, state=None):
             ) as bar:
                 for _ in range(first_step, steps_per_epoch):
                     progress = training_progress(config, run["step"] + 0.5, steps_per_epoch, time.monotonic() - started)
-                    for group in optimizer.param_groups:
-                        group["lr"] = learning_rate(config, progress)
+                    for group in itertools.chain(*(optimizer.param_groups for optimizer in optimizers)):
+                        group["lr"] = learning_rate(config, progress) * group["scale"]
 
                     pixelated_images, known_arrays, images = (t.to(device, non_blocking=True) for t in next(batches))
                     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                         predictions = network(to_inputs(pixelated_images, known_arrays))  # (N, 1, 64, 64)
                     loss = training_loss(config.loss, predictions, images.float() / 255, known_arrays)
-                    optimizer.zero_grad()
+                    network.zero_grad()
                     loss.backward()
                     nn.utils.clip_grad_norm_(parameters, config.gradient_clip, foreach=True)
-                    optimizer.step()
+                    for optimizer in optimizers:
+                        optimizer.step()
                     run["step"] += 1
                     if run["step"] % EMA_EVERY == 0 or run["step"] < EMA_EVERY:
                         average.update_parameters(network)
@@ -238,7 +244,7 @@ def train(config, state=None):
                             f"loss {run['loss_sum'] / run['loss_count']:.2f}, {tqdm.format_interval(left)} left in all"
                         )
                     if save:
-                        save_run(config, run, network, average, optimizer, precision, dataset)
+                        save_run(config, run, network, average, optimizers, precision, dataset)
                         saved = time.monotonic()
                     if progress >= 1 or interrupts.received:
                         check_loss(config, run, epoch)
@@ -248,7 +254,7 @@ def train(config, state=None):
                 run["seconds"] = time.monotonic() - started
                 progress = training_progress(config, run["step"], steps_per_epoch, run["seconds"])
                 finished = progress >= 1 or bool(config.patience and run["stale"] >= config.patience)
-            save_run(config, run, network, average, optimizer, precision, dataset)
+            save_run(config, run, network, average, optimizers, precision, dataset)
             saved = time.monotonic()
             if interrupts.received and not finished:
                 print(
@@ -326,7 +332,7 @@ def validate(network, validation_set, device, precision):
     wanted = set(range(0, len(validation_set), max(1, len(validation_set) // 8)))
     position = 0
     for batch in tqdm(
-        DataLoader(validation_set, 128, collate_fn=collate), desc="validation", unit=" batches", leave=False
+        DataLoader(validation_set, 256, collate_fn=collate), desc="validation", unit=" batches", leave=False
     ):
         pixelated_images, known_arrays, images = (t.to(device) for t in batch)
         predictions = restore(network, pixelated_images, known_arrays, precision)
@@ -339,13 +345,13 @@ def validate(network, validation_set, device, precision):
     return score, identity_score, [torch.cat(parts)[:8] for parts in zip(*sample)]
 
 
-def save_run(config, run, network, average, optimizer, precision, dataset):
+def save_run(config, run, network, average, optimizers, precision, dataset):
     """models/NAME.last.pt: all that --resume needs."""
     state = {
         "config": dataclasses.asdict(config),
         "weights": network.state_dict(),
         "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "run": run,
         "rng": rng_state(),
         "precision": str(precision)[6:],
@@ -391,7 +397,7 @@ def resume(config, given):
     """Go on with the run config.name as its own config says; options given on the command line go before it."""
     path = config.file("models", ".last.pt")
     state = load_checkpoint(path, f"there is no run {config.name!r} to resume; start one without --resume")
-    if not {"average", "optimizer", "run", "rng", "precision", "images"} <= state.keys():
+    if not {"average", "optimizers", "run", "rng", "precision", "images"} <= state.keys():
         raise UserError(f"{path}: holds no state to resume from; start a new run without --resume")
     saved = config_from_dict(state["config"], path)
     for key in sorted(given):
@@ -439,12 +445,16 @@ def load_model(config, given):
     if config.network == "IdentityModel" and not config.model:
         return build_network(config.network, {}).eval(), device, precision, config
     path = config.model or config.file("models", ".pt")
+    if not {"model", "name"} & given and config.model is None and not os.path.exists(path):
+        path = SHIPPED  # nothing was trained here yet
     checkpoint = load_checkpoint(path, "train one first with python main.py, or name one with --model FILE")
     made_with = config_from_dict(checkpoint["config"], path)
     if "network" in given and config.network != made_with.network:
         raise UserError(f"network: {show(path)} is a {made_with.network}, not a {config.network}; leave --network out")
     network = build_network(made_with.network, made_with.network_options)
     load_weights(network, checkpoint, path)
+    if hasattr(network, "views"):
+        network.views = config.views
     score = f", validation score {checkpoint['score']:.3f}" if isinstance(checkpoint.get("score"), float) else ""
     print(f"{made_with.network} from {show(path)}{score}; {device.type}, {str(precision)[6:]}")
     return network.eval().to(device, memory_format=torch.channels_last), device, precision, made_with
@@ -503,8 +513,8 @@ def predict(config, given):
     with tqdm(total=len(pixelated_images), desc="restoring", unit=" images") as bar:
         for _, group in itertools.groupby(range(len(pixelated_images)), lambda i: pixelated_images[i].shape):
             group = list(group)  # neighbours of one size
-            for first in range(0, len(group), 128):
-                part = slice(group[first], group[min(first + 128, len(group)) - 1] + 1)
+            for first in range(0, len(group), 256):
+                part = slice(group[first], group[min(first + 256, len(group)) - 1] + 1)
                 batch = (
                     torch.from_numpy(np.stack(arrays[part])).to(device) for arrays in (pixelated_images, known_arrays)
                 )
@@ -553,6 +563,7 @@ def show(path):
 
 def main(arguments=None):
     try:
+        keep_freed_memory()
         action, config, given = parse_command_line(arguments, DESCRIPTION, ACTIONS, EPILOG)
         if action == "summary":
             return summary(config)
@@ -565,9 +576,8 @@ def main(arguments=None):
             other = "epochs" if ends == {"max_minutes"} else "max_minutes"
             setattr(config, other, None)
             given.add(other)
-        if action == "resume":
-            return resume(config, given)
-        return train(config)
+        with locked(config.file("models", ".lock"), "wait until it ends, or start this one with another --name"):
+            return resume(config, given) if action == "resume" else train(config)
     except UserError as error:
         print(f"main.py: error: {error}", file=sys.stderr)
         return 2

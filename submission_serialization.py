@@ -1,14 +1,17 @@
-"""The challenge's submission file: a list of 1-D uint8 arrays as bytes (`serialize`) and back (`deserialize`).
+"""The challenge's files: the submission, and the test pickle (`load_test_set`).
 
-Format, all integers big-endian and unsigned: one byte L, the number of bytes of a length field; then for each array
-its length minus one in L bytes, followed by its bytes. [1, 2, 3] and [5] give 01 | 02 01 02 03 | 00 05.
+A submission is a list of 1-D uint8 arrays, written as bytes (`serialize`) and read back (`deserialize`). All integers
+are big-endian and unsigned: one byte L, the number of bytes of a length field; then for each array its length minus one
+in L bytes, followed by its bytes. [1, 2, 3] and [5] give 01 | 02 01 02 03 | 00 05.
 """
 
+import io
 import os
+import pickle
 
 import numpy as np
 
-from utils import atomic_write
+from utils import UserError, atomic_write
 
 
 def serialize(submission, path_or_filehandle):
@@ -70,3 +73,126 @@ def deserialize(path_or_filehandle):
     if not submission:
         raise ValueError(f"{where}the submission holds no arrays")
     return submission
+
+
+class _ArrayUnpickler(pickle._Unpickler):
+    """Reads uint8 and bool arrays in plain containers and nothing else: unpickling runs no code of the file's choice.
+
+    It is the unpickler in Python, less all opcodes that this needs not, because the one in C can be made to allocate
+    memory (by memo indexes) and to compute for ever (by hashing nested tuples) out of a file of a few bytes.
+    """
+
+    def find_class(self, module, name):
+        package = module.replace("numpy._core", "numpy.core")  # NumPy 2 renamed it
+        try:
+            return _CALLABLES[package, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {ascii(module)[1:-1]}.{ascii(name)[1:-1]}") from None
+
+    def load_build(self):
+        """An array's state: shape, dtype and bytes. That of a dtype says nothing new."""
+        state, built = self.stack.pop(), self.stack[-1]
+        if isinstance(built, np.dtype):
+            return
+        _, shape, dtype, fortran, data = state
+        if type(built) is not np.ndarray or dtype not in (np.uint8, np.bool_) or type(data) is not bytes:
+            raise pickle.UnpicklingError("it holds arrays that are neither uint8 nor bool")
+        np.frombuffer(data, dtype).reshape(shape)  # raises where they do not fit
+        built.__setstate__((1, shape, dtype, bool(fortran), data))
+
+    def load_reduce(self):
+        arguments, function = self.stack.pop(), self.stack[-1]
+        if not any(function is allowed for allowed in (_empty_array, _array_from_buffer, _dtype)):
+            raise pickle.UnpicklingError("it calls what is no function for arrays")
+        self.stack[-1] = function(*arguments)
+
+    def load_setitem(self):
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set(((key, value),))
+
+    def load_setitems(self):
+        items = self.pop_mark()
+        self._set(zip(items[::2], items[1::2], strict=True))
+
+    def _set(self, items):
+        for key, value in items:
+            if type(self.stack[-1]) is not dict or type(key) is not str:
+                raise pickle.UnpicklingError("it has keys that are no text")
+            self.stack[-1][key] = value
+
+    def load_bytearray8(self):
+        self.stack.append(self.read(int.from_bytes(self.read(8), "little")))  # read() allocates what is there
+
+    _OPCODES = """PROTO FRAME MARK STOP POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
+        SHORT_BINBYTES BINBYTES BINBYTES8 SHORT_BINUNICODE BINUNICODE BINUNICODE8
+        EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT
+        GLOBAL STACK_GLOBAL MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET""".split()
+    dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES}
+    dispatch |= {pickle.BUILD[0]: load_build, pickle.REDUCE[0]: load_reduce, pickle.BYTEARRAY8[0]: load_bytearray8}
+    dispatch |= {pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
+
+
+def _empty_array(kind, shape, dtype):
+    return np.ndarray((0,), np.uint8)  # the array's state, which follows, brings shape and dtype
+
+
+def _array_from_buffer(buffer, dtype, shape, order):
+    if dtype not in (np.uint8, np.bool_):
+        raise pickle.UnpicklingError("it holds arrays that are neither uint8 nor bool")
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+
+
+def _dtype(name, *flags):
+    if name not in ("u1", "b1"):
+        raise pickle.UnpicklingError(f"it holds arrays of {ascii(name)[:20]}, which are neither uint8 nor bool")
+    return np.dtype(name)
+
+
+_CALLABLES = {
+    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy.core.numeric", "_frombuffer"): _array_from_buffer,
+    ("numpy", "ndarray"): np.ndarray,  # an argument of _reconstruct, never called
+    ("numpy", "dtype"): _dtype,
+}
+
+
+def load_test_set(path):
+    """(pixelated_images, known_arrays) of a test pickle: lists of (1, H, W) arrays, uint8 and bool.
+
+    Raises UserError where the file is missing, is no such pickle, or asks for anything but arrays.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = io.BytesIO(file.read())
+        data = _ArrayUnpickler(content).load()
+    except OSError as error:
+        raise UserError(
+            f"test_set: {path}: {error.strerror}; name the challenge's test pickle with --test_set FILE"
+        ) from None
+    except Exception as error:  # a broken pickle can raise anything
+        reason = f"its instructions make no sense ({type(error).__name__})"
+        if isinstance(error, (EOFError, pickle.UnpicklingError)):
+            reason = str(error).partition("\n")[0][:200] or "it ends too early"
+        raise UserError(f"test_set: {path} is not a test pickle: {reason}") from None
+    wrong = f"test_set: {path} is not a test pickle:"
+    if not isinstance(data, dict) or not {"pixelated_images", "known_arrays"} <= data.keys():
+        raise UserError(f"{wrong} it must be a dict with pixelated_images and known_arrays")
+    images, known = data["pixelated_images"], data["known_arrays"]
+    if (
+        not isinstance(images, (tuple, list))
+        or not isinstance(known, (tuple, list))
+        or len(images) != len(known)
+        or not len(images)
+    ):
+        raise UserError(f"{wrong} pixelated_images and known_arrays must be tuples of one length, not empty")
+    for i, (image, mask) in enumerate(zip(images, known)):
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 1:
+            raise UserError(f"{wrong} pixelated_images[{i}] must be a uint8 array of shape (1, H, W)")
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != image.shape:
+            raise UserError(f"{wrong} known_arrays[{i}] must be a bool array of the image's shape {image.shape}")
+        if mask.all():
+            raise UserError(f"{wrong} known_arrays[{i}] is True everywhere, so there is nothing to predict")
+        y, x = np.nonzero(~mask[0])
+        if mask[0, y.min() : y.max() + 1, x.min() : x.max() + 1].any():
+            raise UserError(f"{wrong} what known_arrays[{i}] leaves out is not a rectangle")
+    return list(images), list(known)

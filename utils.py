@@ -2,14 +2,15 @@
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import difflib
 import io
 import json
 import math
 import os
-import pickle
 import random
+import sys
 import time
 import typing
 from dataclasses import dataclass, field
@@ -17,9 +18,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 from torch.nn import functional as F
 
 from architectures import NETWORKS
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 
@@ -55,13 +62,14 @@ class Config:
     max_minutes: typing.Optional[float] = _key(
         15.0, "train for so long, preparing the images not counted; with epochs, whatever comes first", above=0
     )
-    batch_size: int = _key(32, "images a step", minimum=1)
-    learning_rate: float = _key(7e-4, "its peak", above=0)
+    optimizer: str = _key("muon", "muon, for the filters, or adamw for all weights", choices=("muon", "adamw"))
+    batch_size: int = _key(128, "images a step", minimum=1)
+    learning_rate: float = _key(1.4e-3, "its peak", above=0)
     warmup: float = _key(0.03, "share of the training in which the learning rate rises", minimum=0, maximum=1)
     decay: float = _key(
         0.7, "share of the training, its last, in which the learning rate falls to 0", minimum=0, maximum=1
     )
-    weight_decay: float = _key(0.01, "of AdamW", minimum=0)
+    weight_decay: float = _key(0.01, "of the optimizer", minimum=0)
     gradient_clip: float = _key(20.0, "largest norm of the gradient", above=0)
     ema_decay: float = _key(
         0.998, "of the moving average of the weights that is validated and kept", minimum=0, maximum=0.999999
@@ -83,7 +91,17 @@ class Config:
         None, "processes that prepare batches; none: 0 on a CPU, up to 8 on a GPU", minimum=0
     )
     init: typing.Optional[str] = _key(None, "a models/NAME.pt to start from", path=True)
-    model: typing.Optional[str] = _key(None, "the checkpoint that --predict loads; none: models/NAME.pt", path=True)
+    model: typing.Optional[str] = _key(
+        None,
+        "the checkpoint to predict with; none: models/NAME.pt, or as long as there is none the one shipped",
+        path=True,
+    )
+    views: int = _key(
+        8,
+        "predictions to average, of the image flipped and transposed; 1 is fastest (ResidualUNet)",
+        minimum=1,
+        maximum=8,
+    )
     test_set: str = _key("test_set.pkl", "the challenge's test pickle", path=True)
     submission: str = _key("submission.bin", "the challenge file that --predict writes", path=True)
     cache_dir: str = _key(".cache", "where decoded photos are kept", path=True)
@@ -270,6 +288,15 @@ def set_rng_state(state):
     torch.set_rng_state(state["torch"])
 
 
+def keep_freed_memory():
+    """Have glibc keep freed memory: returned to the system, each step's activations would be faulted in anew (10 %)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+                mallopt(option, value)
+
+
 def choose_device(name):
     """ "auto", "cpu" or "cuda" -> torch.device."""
     if name == "cuda" and not torch.cuda.is_available():
@@ -319,6 +346,39 @@ def atomic_write(path):
         raise
 
 
+@contextlib.contextmanager
+def locked(path, advice):
+    """Keep others out of the block with a lock on the file path, which the system lifts whatever ends the process.
+
+    Raises UserError that ends with advice where another process holds it. The file goes when the block ends.
+    """
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    while True:
+        file = open(path, "a+")  # noqa: SIM115
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise UserError(f"{path}: held by another run; {advice}") from None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                break
+        file.close()  # the holder ended, and deleted the file, while this process opened it
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if sys.platform != "win32":
+                os.remove(path)
+        file.close()
+        with contextlib.suppress(OSError):
+            if sys.platform == "win32":  # where an open file cannot be removed
+                os.remove(path)
+
+
 def save_checkpoint(checkpoint, path):
     """torch.save, atomically. Through memory, because torch.save hides why a file cannot be written."""
     buffer = io.BytesIO()
@@ -338,63 +398,6 @@ def load_checkpoint(path, advice):
     if not isinstance(checkpoint, dict) or not {"config", "weights"} <= checkpoint.keys():
         raise UserError(f"{path}: not a checkpoint of this program; {advice}")
     return checkpoint
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads NumPy arrays in plain containers and nothing else: unpickling runs no code of the file's choice."""
-
-    def find_class(self, module, name):
-        package = module.replace("numpy._core", "numpy.core")  # NumPy 2 renamed it
-        if (package, name) == ("numpy.core.multiarray", "_reconstruct"):
-            return _empty_array
-        if (package, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        if (package, name) == ("numpy.core.numeric", "_frombuffer"):
-            return _array_from_buffer
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def _empty_array(kind, shape, dtype):
-    return np.ndarray((0,), np.uint8)  # the array's state, which follows, brings shape and dtype
-
-
-def _array_from_buffer(buffer, dtype, shape, order):
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
-
-
-def load_test_set(path):
-    """(pixelated_images, known_arrays) of a test pickle: lists of (1, H, W) arrays, uint8 and bool.
-
-    Raises UserError where the file is missing, is no such pickle, or asks for anything but arrays.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = _ArrayUnpickler(file).load()
-    except OSError as error:
-        raise UserError(
-            f"test_set: {path}: {error.strerror}; name the challenge's test pickle with --test_set FILE"
-        ) from None
-    except Exception as error:  # a broken pickle can raise anything
-        raise UserError(f"test_set: {path} is not a test pickle ({error})") from None
-    wrong = f"test_set: {path} is not a test pickle:"
-    if not isinstance(data, dict) or not {"pixelated_images", "known_arrays"} <= data.keys():
-        raise UserError(f"{wrong} it must be a dict with pixelated_images and known_arrays")
-    images, known = data["pixelated_images"], data["known_arrays"]
-    if (
-        not isinstance(images, (tuple, list))
-        or not isinstance(known, (tuple, list))
-        or len(images) != len(known)
-        or not len(images)
-    ):
-        raise UserError(f"{wrong} pixelated_images and known_arrays must be tuples of one length, not empty")
-    for i, (image, mask) in enumerate(zip(images, known)):
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 1:
-            raise UserError(f"{wrong} pixelated_images[{i}] must be a uint8 array of shape (1, H, W)")
-        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != image.shape:
-            raise UserError(f"{wrong} known_arrays[{i}] must be a bool array of the image's shape {image.shape}")
-        if mask.all():
-            raise UserError(f"{wrong} known_arrays[{i}] is True everywhere, so there is nothing to predict")
-    return list(images), list(known)
 
 
 # ------------------------------------------------------------------------------------------------ loss and score
@@ -427,6 +430,42 @@ def training_loss(kind, predictions, images, known_arrays):
         return F.mse_loss(predictions[~known_arrays] * 255, images[~known_arrays] * 255)
     # The root has no gradient at 0; 1e-8 is (0.03 grey levels)^2.
     return 255 * (_mse_per_image(predictions, images, known_arrays) + 1e-8).sqrt().mean()
+
+
+class FilterMuon(torch.optim.Muon):
+    """Muon (Jordan et al. 2024) for convolution filters: each is a matrix of outputs x (height * width * inputs).
+
+    Its updates have the size of AdamW's (Liu et al. 2025), times the scale of its parameter group.
+    """
+
+    def __init__(self, filters, weight_decay):
+        """filters: (out, in, h, w) parameters in channels_last format; the optimizer works on views of them."""
+        self.filters = list(filters)
+        matrices = [nn.Parameter(self._matrix(weight.detach())) for weight in self.filters]
+        group = {"params": matrices, "scale": 3.0}  # best of 1, 3 and 6 in runs of three minutes
+        super().__init__([group], weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
+    @staticmethod
+    def _matrix(weight):
+        return weight.permute(0, 2, 3, 1).view(len(weight), -1)
+
+    def step(self):
+        for matrix, weight in zip(self.param_groups[0]["params"], self.filters):
+            matrix.grad = self._matrix(weight.grad.contiguous(memory_format=torch.channels_last))
+        super().step()
+
+
+def build_optimizers(kind, parameters, weight_decay):
+    """The optimizers that together train the parameters. muon: for filters between at least 32 channels; else AdamW.
+
+    The learning rate of each parameter group is to be multiplied with its "scale".
+    """
+    filters = [p for p in parameters if kind == "muon" and p.ndim == 4 and min(p.shape[:2]) >= 32]
+    chosen = {id(p) for p in filters}
+    others = [p for p in parameters if id(p) not in chosen]
+    group = {"params": others, "scale": 1.0}
+    adamw = torch.optim.AdamW([group], betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+    return [adamw, FilterMuon(filters, weight_decay)] if filters else [adamw]
 
 
 def check_finite(loss, epoch, step, learning_rate):

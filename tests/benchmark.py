@@ -5,6 +5,8 @@ Memory is the sum over all processes of their share of it (PSS), so pages that w
 """
 
 import argparse
+import csv
+import itertools
 import os
 import subprocess
 import sys
@@ -13,12 +15,13 @@ import time
 import zipfile
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from architectures import NETWORKS  # noqa: E402
+from architectures import NETWORKS, ResidualUNet  # noqa: E402
 from datasets import PixelationDataset, collate, epoch_order, open_cache, split_by_folder  # noqa: E402
-from utils import ROOT, choose_precision, restore, to_inputs, training_loss  # noqa: E402
+from utils import ROOT, Config, build_optimizers, choose_precision, keep_freed_memory, restore, to_inputs, training_loss  # noqa: E402
 
 
 def row(what, value, unit):
@@ -39,6 +42,66 @@ def rate(function, items, limit=5.0):
         function()
         calls += 1
     return calls * items / (time.perf_counter() - start)
+
+
+def training_step(network, dtype):
+    """A function that trains the network for a step on (pixelated images, known arrays, images), as main.py does."""
+    optimizers = build_optimizers("muon", list(network.train().parameters()), 0.0)
+
+    def step(pixelated_images, known_arrays, images):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            predictions = network(to_inputs(pixelated_images, known_arrays))
+        loss = training_loss("rmse", predictions, images.float() / 255, known_arrays)
+        network.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 20.0, foreach=True)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return step
+
+
+def time_shares(step, batches):
+    """{what: share of the time of training} by PyTorch's profiler."""
+    kinds = {
+        "mkldnn_convolution": "convolutions, forward",
+        "convolution_backward": "convolutions, backward",
+        "_fused_adamw_": "optimizer and gradient norm",
+        "mm": "optimizer and gradient norm",  # Muon's matrix products; the few others are small
+        "addmm": "optimizer and gradient norm",
+        "linalg_vector_norm": "optimizer and gradient norm",
+        "_foreach": "optimizer and gradient norm",
+        "bmm": "block means and interpolation",
+        "add": "additions",
+        "clamp_min": "ReLU",
+        "threshold_backward": "ReLU",
+        "copy_": "copies and casts",
+        "pixel_": "pixel (un)shuffle",
+    }
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for batch in batches:
+            step(*batch)
+    times = {}
+    for event in profile.key_averages():
+        kind = next((kind for key, kind in kinds.items() if event.key.startswith(f"aten::{key}")), "all else")
+        times[kind] = times.get(kind, 0) + event.self_cpu_time_total
+    return {kind: time / sum(times.values()) for kind, time in sorted(times.items(), key=lambda item: -item[1])}
+
+
+def minutes_to_score(images, minutes):
+    """(wall minutes, score) of a training of `minutes` from nothing: imports, cache, training, validation."""
+    with tempfile.TemporaryDirectory() as output:
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, os.path.join(ROOT, "main.py"), "--images", images, "--max_minutes", str(minutes)]
+            + ["--cache_dir", output, "--output_dir", output],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        taken = (time.perf_counter() - start) / 60
+        with open(os.path.join(output, "losses", "default.csv"), encoding="utf-8") as file:
+            return taken, float(list(csv.DictReader(file))[-1]["score"])
 
 
 def memory_of_training(images, cache_dir, workers):
@@ -85,10 +148,12 @@ def memory_of_training(images, cache_dir, workers):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", default="synthetic")
+    parser.add_argument("--minutes", type=float, nargs="*", default=[], help="train from nothing for so long, each")
     parser.add_argument(
         "--photos", type=int, default=35000, help="how many photos the memory is measured with (of a zip)"
     )
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         opened = lambda images=arguments.images: open_cache(images, folder, 0, 10000)  # noqa: E731
@@ -106,37 +171,48 @@ def main():
             "1/s",
         )
 
-        batch = collate([dataset[key] for key in next(order)])
-        pixelated_images, known_arrays, images = batch
         precision = choose_precision("auto", torch.device("cpu"))
         row(f"threads, precision auto = {str(precision)[6:]}", torch.get_num_threads(), "")
+        matmul = {}
         for dtype in (torch.float32, torch.bfloat16):
             a = torch.randn(2048, 2048, dtype=dtype)
-            row(f"matmul 2048, {str(dtype)[6:]}", rate(lambda: a @ a, 2 * 2048**3, 2) / 1e12, "TFLOP/s")
+            matmul[dtype] = rate(lambda: a @ a, 2 * 2048**3, 2)
+            row(f"matmul 2048, {str(dtype)[6:]}", matmul[dtype] / 1e12, "TFLOP/s")
+        a, b = torch.ones(2**27), torch.ones(2**27)  # 512 MB each, far more than any cache
+        row("memory: copied, read and written", rate(lambda: a.copy_(b), 2 * 4 * 2**27, 2) / 1e9, "GB/s")
+
+        mixed = collate([dataset[key] for _ in range(4) for key in next(order)])  # 256 images, as --predict takes them
         for name, network_type in NETWORKS.items():
             network = network_type().to(memory_format=torch.channels_last)
+            window_side = getattr(network, "window_side", None)
+            size, count = (Config().batch_size, 16) if window_side else (32, 2)
+            batches = itertools.islice(epoch_order(dataset, 0, size, 0, window_side), count)
+            batches = [collate([dataset[key] for key in keys]) for keys in batches]
             for dtype in (torch.float32, torch.bfloat16):
-                network.eval()
                 label = f"{name}, {str(dtype)[6:]}"
-                row(
-                    f"{label}: restored images a second",
-                    rate(lambda: restore(network, pixelated_images, known_arrays, dtype), 64),
-                    "1/s",
-                )
+                network.eval()
+                restored = rate(lambda: restore(network, *mixed[:2], dtype), 256)
+                row(f"{label}: restored images a second", restored, "1/s")
                 if name == "IdentityModel":
                     continue
-                network.train()
-                optimizer = torch.optim.AdamW(network.parameters(), 1e-6, fused=True)
+                step = training_step(network, dtype)
+                with FlopCounterMode(display=False) as counter:
+                    step(*batches[0])  # warm
+                    flops = -counter.get_total_flops()
+                    for batch in batches:
+                        step(*batch)
+                    flops += counter.get_total_flops()
+                trained = rate(lambda: [step(*batch) for batch in batches], size * count)
+                row(f"{label}: trained images a second, batch {size}", trained, "1/s")
+                share = trained * flops / (size * count) / matmul[dtype]
+                row(f"{label}: its share of the matmul rate", 100 * share, "%")
+                if network_type is ResidualUNet and dtype == precision:
+                    for kind, share in time_shares(step, batches).items():
+                        row(f"{label}: of this, {kind}", 100 * share, "%")
 
-                def step():
-                    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                        predictions = network(to_inputs(pixelated_images[:32], known_arrays[:32]))
-                    loss = training_loss("rmse", predictions, images[:32].float() / 255, known_arrays[:32])
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-
-                row(f"{label}: trained images a second, batch 32", rate(step, 32), "1/s")
+        for minutes in arguments.minutes:
+            taken, score = minutes_to_score(arguments.images, minutes)
+            row(f"score after {taken:.1f} minutes, {minutes:g} of them training", score, "")
 
         if zipfile.is_zipfile(arguments.images):
             many = os.path.join(folder, "many.zip")

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from utils import ROOT, Config, parse_command_line
 
 TINY = [
     "--network_options",
-    '{"channels": [8, 16], "blocks": [1, 1]}',
+    '{"channels": [16, 32], "blocks": [1, 1]}',
     "--synthetic_images",
     "64",
     "--batch_size",
@@ -115,7 +116,7 @@ def test_train_interrupt_resume_predict(run, test_set, tmp_path, monkeypatch, ca
 def test_model_needs_nothing_but_its_file(run, test_set, tmp_path, capsys):
     assert run("--epochs", "1") == 0
     config = json.loads((tmp_path / "models" / "default.json").read_text())
-    assert config["network_options"] == {"channels": [8, 16], "blocks": [1, 1]} and not set(config) & {
+    assert config["network_options"] == {"channels": [16, 32], "blocks": [1, 1]} and not set(config) & {
         "cache_dir",
         "test_set",
     }
@@ -132,13 +133,23 @@ def test_model_needs_nothing_but_its_file(run, test_set, tmp_path, capsys):
     capsys.readouterr()
     assert entry.main([*options, "--model", str(moved), "--network", "BasicCNN"]) == 2
     assert "is a ResidualUNet, not a BasicCNN" in capsys.readouterr().err
-    assert run("--evaluate", "--model", str(moved)) == 0
+    assert run("--evaluate", "--model", str(moved), "--views", "1") == 0
     row = log(tmp_path)[0]
     assert f"score {row['score']:.3f}, IdentityModel {row['identity_score']:.3f}" in capsys.readouterr().out
     assert run("--init", str(moved), "--name", "more", "--epochs", "1") == 0
     assert log(tmp_path, "more")[0]["train_loss"] < log(tmp_path)[0]["train_loss"]
     assert run("--init", str(moved), "--network_options", "{}", "--epochs", "1") == 2
     assert "do not fit ResidualUNet" in capsys.readouterr().err
+
+
+def test_without_a_model_of_ones_own_the_shipped_one_predicts(run, test_set, tmp_path, capsys):
+    submission = tmp_path / "shipped.bin"
+    assert run("--predict", "--test_set", test_set[0], "--submission", str(submission)) == 0
+    assert os.path.join("models", "photos.pt") in capsys.readouterr().out and submission.exists()
+    assert run("--epochs", "1") == 0
+    capsys.readouterr()
+    assert run("--predict", "--test_set", test_set[0], "--submission", str(submission)) == 0
+    assert "default.pt" in capsys.readouterr().out
 
 
 def test_identity_model_predicts_the_input(run, test_set, tmp_path):
@@ -164,7 +175,8 @@ def test_identity_model_predicts_the_input(run, test_set, tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--predict", "--test_set", "missing.pkl"], ["default.pt", "train one first"]),
+        (["--predict", "--name", "nothing"], ["nothing.pt", "train one first"]),
+        (["--predict", "--test_set", "missing.pkl"], ["missing.pkl", "--test_set"]),
         (["--resume", "--name", "nobody"], ["nobody", "without --resume"]),
         (["--images", "nowhere"], ["images", "nowhere"]),
         (["--init", "nowhere.pt", "--epochs", "1"], ["nowhere.pt"]),
@@ -222,6 +234,40 @@ def test_loss_that_is_not_finite_keeps_the_best_model(run, tmp_path, capsys):
     assert run("--epochs", "2", "--learning_rate", "1e30", "--gradient_clip", "1e30", "--warmup", "0") == 2
     assert "learning_rate: the loss became" in capsys.readouterr().err
     assert (tmp_path / "models" / "default.pt").read_bytes() == best
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(run, tmp_path, capsys):
+    """A limit on the size of files stands for the full disk."""
+    assert run("--epochs", "1") == 0
+    files = {path: path.read_bytes() for path in (tmp_path / "models").iterdir()}
+    limit = min(len(content) for path, content in files.items() if path.suffix == ".pt") // 2
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    capsys.readouterr()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        assert run("--resume", "--epochs", "2") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    errors = [line for line in capsys.readouterr().err.splitlines() if "main.py: error" in line]
+    assert len(errors) == 1 and "default" in errors[0] and "File too large" in errors[0]
+    assert {path: path.read_bytes() for path in (tmp_path / "models").iterdir()} == files
+    assert run("--resume", "--epochs", "2") == 0
+    (tmp_path / "file").write_text("where a folder should be")
+    assert run("--epochs", "1", "--output_dir", str(tmp_path / "file")) == 2
+    assert "Not a directory" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_second_run_of_the_same_name_is_refused(run, tmp_path, capsys):
+    path = tmp_path / "models" / "default.lock"
+    with entry.locked(str(path), "x"):
+        code = f"import sys, main; sys.exit(main.main({[*TINY, '--output_dir', str(tmp_path), '--epochs', '1']!r}))"
+        second = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert second.returncode == 2 and second.stderr.count("\n") == 1
+        assert "default.lock" in second.stderr and "--name" in second.stderr
+        assert run("--epochs", "1", "--name", "another") == 0
+    assert not path.exists()
+    path.write_text("of a process that is dead")
+    assert run("--epochs", "1") == 0 and not path.exists()
 
 
 def test_patience_stops_early(run, tmp_path):
