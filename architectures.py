@@ -137,7 +137,7 @@ class ResidualUNet(nn.Module):
     starts from a smooth interpolation with the right block means, and sees it at zero mean and unit deviation around
     the rectangle.
 
-    channels: per stage; the first works at half the resolution, each further one at half of that. blocks: residual
+    channels: per stage; the first works at full resolution, each further one at half of that before. blocks: residual
     blocks per stage, on the way down and again on the way up, at the bottom once. margin: how far the window reaches
     beyond the rectangle, in pixels, at least. size_range: smallest and largest block size that may occur.
 
@@ -146,20 +146,20 @@ class ResidualUNet(nn.Module):
     training each batch is seen in a random one.
     """
 
-    def __init__(self, channels=(64, 128, 256), blocks=(2, 2, 4), margin=8, size_range=(4, 16)):
+    def __init__(self, channels=(32, 64, 96, 128), blocks=(4, 3, 2, 2), margin=8, size_range=(4, 16)):
         super().__init__()
         if len(blocks) != len(channels):
             raise ValueError(f"blocks must have a number for each of the {len(channels)} stages")
         self.margin, self.sizes, self.views = margin, range(size_range[0], size_range[1] + 1), 1
-        self.multiple = 2 ** len(channels)  # window sides are multiples of this, so that every stage halves evenly
+        self.multiple = 2 ** (len(channels) - 1)  # of window sides, so that every stage halves evenly
         stages = list(zip(channels, channels[1:], blocks))
-        self.first = nn.Conv2d(4 * 3, channels[0], 3, padding=1)
+        self.first = nn.Conv2d(3, channels[0], 3, padding=1)
         self.down = nn.ModuleList(self._stage(a, n) for a, _, n in stages)
         self.reduce = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b, _ in stages)
         self.bottom = self._stage(channels[-1], blocks[-1])
         self.expand = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b, _ in stages)
         self.up = nn.ModuleList(self._stage(a, n) for a, _, n in stages)
-        self.last = nn.Conv2d(channels[0], 4, 3, padding=1)
+        self.last = nn.Conv2d(channels[0], 1, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -225,7 +225,7 @@ class ResidualUNet(nn.Module):
         return (residual.mT if view & 4 else residual).flip(axes)
 
     def _unet(self, maps):
-        x, skips = self.first(F.pixel_unshuffle(maps, 2)), []  # (N, 3, h, w) -> (N, 12, h/2, w/2)
+        x, skips = self.first(maps), []  # (N, 3, h, w) -> (N, channels[0], h, w)
         for stage, reduce in zip(self.down, self.reduce):
             x = stage(x)
             skips.append(x)
@@ -233,7 +233,7 @@ class ResidualUNet(nn.Module):
         x = self.bottom(x)
         for stage, expand in zip(reversed(self.up), reversed(self.expand)):
             x = stage(F.pixel_shuffle(expand(x), 2) + skips.pop())
-        return F.pixel_shuffle(self.last(x), 2)  # (N, 4, h/2, w/2) -> (N, 1, h, w)
+        return self.last(x)  # (N, 1, h, w)
 
 
 def interpolate(images, means, grid, deviations=(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1)):

@@ -142,7 +142,7 @@ def test_predictions_do_not_depend_on_the_batch():
 
 
 def test_window_is_as_large_as_its_rectangle_needs():
-    network = ResidualUNet(channels=(8, 16, 16), blocks=(1, 1, 1))  # window sides are multiples of 8
+    network = ResidualUNet(channels=(8, 8, 16, 16), blocks=(1, 1, 1, 1))  # window sides are multiples of 8
     assert [network.window_side(extent) for extent in (4, 8, 9, 32)] == [24, 24, 32, 48]
     unknown = torch.zeros(3, 64, 64, dtype=torch.bool)
     for i, (start, extent) in enumerate(((20, 8), (0, 9), (61, 3))):
