@@ -18,7 +18,6 @@ import signal
 import sys
 import time
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from architectures import BLOCKS, NETWORKS
+from architectures import BLOCKS, NETWORKS, IdentityModel
 from datasets import (
     IMAGE_SIZE,
     PixelationDataset,
@@ -37,7 +36,20 @@ from datasets import (
     open_cache,
     split_by_folder,
 )
-from submission_serialization import deserialize, load_test_set, serialize
+from evaluation import (
+    archive,
+    build_network,
+    errors_per_image,
+    evaluate,
+    load_weights,
+    make_test_set,
+    plot_losses,
+    plot_samples,
+    predict,
+    score_submission,
+    show,
+)
+from own_photos import depixelate, pixelate
 from utils import (
     ROOT,
     UserError,
@@ -51,10 +63,6 @@ from utils import (
     load_checkpoint,
     locked,
     parse_command_line,
-    plot_losses,
-    plot_samples,
-    restore,
-    rmse_per_image,
     rng_state,
     save_checkpoint,
     seed_everything,
@@ -80,18 +88,35 @@ examples:
   python main.py --images training.zip --max_minutes 30 --name photos   train on the course's photos
   python main.py --resume --name photos                                 go on after an interruption
   python main.py --predict --name photos --test_set test_set.pkl        write the challenge file
+  python main.py --evaluate models/photos.pt models/small.pt --images training.zip   compare models
   python main.py --images training.zip --init models/photos.pt --name more   start from a model's weights
 
 exit status: 0 done; 2 a mistake in the options or files (one line says which); 130 interrupted, the state is saved"""
 
-ACTIONS = {
-    "resume": "go on with the run NAME from models/NAME.last.pt; its config is taken from there, options go before it",
-    "predict": "restore every image of the test pickle and write the challenge file",
-    "evaluate": "print the challenge's score of the model on the held-out part of images, beside IdentityModel's",
-    "summary": "print each network's layers or blocks, parameters and forward FLOPs per image",
+ACTIONS = {  # name: (operands for argparse or None, their name, help)
+    "resume": (
+        None,
+        None,
+        "go on with the run NAME from models/NAME.last.pt; its config is taken from there, options go before it",
+    ),
+    "predict": (
+        "*",
+        "MODEL",
+        "restore every image of the test pickle and write the challenge file; of several models the mean",
+    ),
+    "evaluate": (
+        "*",
+        "MODEL",
+        "print the challenge's score of one or more models on images with truth, with estimated points, and plot it",
+    ),
+    "score": (2, ("SUBMISSION", "TARGETS"), "print the score of a challenge file; both may be compressed"),
+    "make_test_set": (1, "FOLDER", "write a test pickle and its targets from images, to rehearse the hand-in"),
+    "depixelate": ("+", "PHOTO", "restore the pixelated rectangle of photos of any size and colour; see also --area"),
+    "pixelate": ("+", "PHOTO", "pixelate a rectangle of photos, by default the middle; see also --area, --block_size"),
+    "zip": ("?", "FILE", "write the archive to hand in (default: depixelation.zip)"),
+    "summary": (None, None, "print each network's layers or blocks, parameters and forward FLOPs per image"),
 }
 
-SHIPPED = os.path.join(ROOT, "models", "photos.pt")  # what --predict takes as long as no model was trained
 EMA_EVERY = 4  # steps between updates of the moving average: each reads and writes all weights
 SAVE_EVERY = 120  # seconds of training that an interruption of any kind costs at most
 # What an option may change when a run is resumed.
@@ -286,7 +311,8 @@ def finish_epoch(config, run, shipped, average, validation_set, device, precisio
     largest = max(t.abs().max().item() for t in weights.values())
     check_finite(largest, math.ceil(epoch), run["step"], config.learning_rate)
     shipped.load_state_dict(weights)
-    score, identity_score, sample = validate(shipped, validation_set, device, precision)
+    errors, _, _, sample = errors_per_image([shipped, IdentityModel()], validation_set, device, precision)
+    score, identity_score = errors.mean(axis=1).tolist()
     row = {
         "epoch": round(epoch, 3),
         "step": run["step"],
@@ -324,25 +350,6 @@ def write_log(config, rows):
         plot_losses(rows, config.loss, config.file("losses", ".png"))
     except OSError as error:
         print(f"warning: {error.filename or config.file('losses', '.csv')}: {error.strerror or error}", file=sys.stderr)
-
-
-def validate(network, validation_set, device, precision):
-    """(score, IdentityModel's score, a sample for plot_samples) on uint8 predictions, in float64."""
-    sums, sample = np.zeros(2), []
-    wanted = set(range(0, len(validation_set), max(1, len(validation_set) // 8)))
-    position = 0
-    for batch in tqdm(
-        DataLoader(validation_set, 256, collate_fn=collate), desc="validation", unit=" batches", leave=False
-    ):
-        pixelated_images, known_arrays, images = (t.to(device) for t in batch)
-        predictions = restore(network, pixelated_images, known_arrays, precision)
-        for i, shown in enumerate((predictions, pixelated_images)):
-            sums[i] += rmse_per_image(shown.double(), images.double(), known_arrays).sum().item()
-        chosen = [i for i in range(len(images)) if position + i in wanted]
-        sample.append([t[chosen].cpu() for t in (pixelated_images, known_arrays, predictions, images)])
-        position += len(images)
-    score, identity_score = (sums / len(validation_set)).tolist()
-    return score, identity_score, [torch.cat(parts)[:8] for parts in zip(*sample)]
 
 
 def save_run(config, run, network, average, optimizers, precision, dataset):
@@ -416,50 +423,6 @@ def resume(config, given):
 # ------------------------------------------------------------------------------------------------ networks
 
 
-def build_network(name, options):
-    """A network in training mode. Options that it cannot be built or run with raise UserError."""
-    try:
-        network = NETWORKS[name](**options)
-        with torch.inference_mode():
-            network.eval()(torch.zeros(1, 2, IMAGE_SIZE, IMAGE_SIZE))
-        return network.train()
-    except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError, ArithmeticError) as error:
-        raise UserError(f"network_options: {name} cannot be built with {json.dumps(options)} ({error})") from None
-
-
-def load_weights(network, checkpoint, path):
-    try:
-        network.load_state_dict(checkpoint["weights"])
-    except (RuntimeError, AttributeError, TypeError):
-        made_by = checkpoint["config"].get("network") if isinstance(checkpoint["config"], dict) else None
-        raise UserError(
-            f"{path}: its weights (of {made_by}) do not fit {type(network).__name__} with these network_options; "
-            f"name a model of the same architecture"
-        ) from None
-
-
-def load_model(config, given):
-    """(network in eval mode, device, precision, config it was made with) of config.model, from the checkpoint alone."""
-    device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
-    if config.network == "IdentityModel" and not config.model:
-        return build_network(config.network, {}).eval(), device, precision, config
-    path = config.model or config.file("models", ".pt")
-    if not {"model", "name"} & given and config.model is None and not os.path.exists(path):
-        path = SHIPPED  # nothing was trained here yet
-    checkpoint = load_checkpoint(path, "train one first with python main.py, or name one with --model FILE")
-    made_with = config_from_dict(checkpoint["config"], path)
-    if "network" in given and config.network != made_with.network:
-        raise UserError(f"network: {show(path)} is a {made_with.network}, not a {config.network}; leave --network out")
-    network = build_network(made_with.network, made_with.network_options)
-    load_weights(network, checkpoint, path)
-    if hasattr(network, "views"):
-        network.views = config.views
-    score = f", validation score {checkpoint['score']:.3f}" if isinstance(checkpoint.get("score"), float) else ""
-    print(f"{made_with.network} from {show(path)}{score}; {device.type}, {str(precision)[6:]}")
-    return network.eval().to(device, memory_format=torch.channels_last), device, precision, made_with
-
-
 def layers_and_blocks(module, name=""):
     """(name, module) of each block, and of each layer with weights outside of blocks, in order."""
     if name and (isinstance(module, BLOCKS) or module._parameters):
@@ -488,89 +451,29 @@ def summary(config):
     return 0
 
 
-# ------------------------------------------------------------------------------------------------ prediction
-
-
-def evaluate(config, given):
-    """Print the model's score on the validation part of config.images. Returns the exit status."""
-    network, device, precision, made_with = load_model(config, given)
-    for key in {"validation_fraction", "seed", "synthetic_images"} - given:
-        setattr(config, key, getattr(made_with, key))  # so that what was held out in training is held out here
-    validation_set = prepare_images(config)[1]
-    score, identity_score, _ = validate(network, validation_set, device, precision)
-    print(
-        f"score {score:.3f}, IdentityModel {identity_score:.3f}, on {len(validation_set):,} images of {config.images}"
-    )
-    return 0
-
-
-def predict(config, given):
-    """Write the challenge file for config.test_set. Returns the exit status."""
-    network, device, precision, _ = load_model(config, given)
-    pixelated_images, known_arrays = load_test_set(config.test_set)
-    started = time.monotonic()
-    predictions = []
-    with tqdm(total=len(pixelated_images), desc="restoring", unit=" images") as bar:
-        for _, group in itertools.groupby(range(len(pixelated_images)), lambda i: pixelated_images[i].shape):
-            group = list(group)  # neighbours of one size
-            for first in range(0, len(group), 256):
-                part = slice(group[first], group[min(first + 256, len(group)) - 1] + 1)
-                batch = (
-                    torch.from_numpy(np.stack(arrays[part])).to(device) for arrays in (pixelated_images, known_arrays)
-                )
-                predictions.extend(restore(network, *batch, precision).cpu().numpy())
-                bar.update(part.stop - part.start)
-    seconds = time.monotonic() - started
-    submission = [prediction[~known] for prediction, known in zip(predictions, known_arrays)]
-    for i, (prediction, image, known) in enumerate(zip(predictions, pixelated_images, known_arrays, strict=True)):
-        if prediction.dtype != np.uint8 or not np.array_equal(prediction[known], image[known]):  # of another image?
-            raise UserError(f"test_set: the prediction for image {i} does not fit it; nothing was written")
-    serialize(submission, config.submission)
-    written = deserialize(config.submission)
-    if len(written) != len(submission) or not all(map(np.array_equal, written, submission)):
-        raise UserError(
-            f"{config.submission}: what was read back is not what was written; check the disk and try again"
-        )
-    picture = os.path.splitext(config.submission)[0] + ".png"
-    shape = predictions[0].shape
-    shown = [i for i in range(min(8, len(predictions))) if predictions[i].shape == shape]
-    plot_samples(
-        *(
-            torch.from_numpy(np.stack([arrays[i] for i in shown]))
-            for arrays in (pixelated_images, known_arrays, predictions)
-        ),
-        None,
-        picture,
-    )
-    print(
-        f"Wrote {show(config.submission)}: {len(submission):,} images, {os.path.getsize(config.submission):,} bytes, "
-        f"read back and checked; {len(submission) / seconds:.0f} images/s.\nThe first restorations: {show(picture)}"
-    )
-    return 0
-
-
 # ------------------------------------------------------------------------------------------------ command line
-
-
-def show(path):
-    """A path as the user would type it."""
-    try:
-        relative = os.path.relpath(path)
-    except ValueError:  # on another drive
-        return path
-    return path if relative.startswith("..") else relative
 
 
 def main(arguments=None):
     try:
         keep_freed_memory()
-        action, config, given = parse_command_line(arguments, DESCRIPTION, ACTIONS, EPILOG)
+        action, operands, config, given = parse_command_line(arguments, DESCRIPTION, ACTIONS, EPILOG)
         if action == "summary":
             return summary(config)
         if action == "predict":
-            return predict(config, given)
+            return predict(config, given, operands)
         if action == "evaluate":
-            return evaluate(config, given)
+            return evaluate(config, given, operands)
+        if action == "score":
+            return score_submission(*operands)
+        if action == "make_test_set":
+            return make_test_set(config, given, *operands)
+        if action == "depixelate":
+            return depixelate(config, given, operands)
+        if action == "pixelate":
+            return pixelate(config, operands)
+        if action == "zip":
+            return archive(config, given, *operands or ["depixelation.zip"])
         ends = given & {"epochs", "max_minutes"}
         if len(ends) == 1:  # an option for one end of the training replaces the other one of the file or the saved run
             other = "epochs" if ends == {"max_minutes"} else "max_minutes"

@@ -37,12 +37,16 @@ def serialize(submission, path_or_filehandle):
     if not hasattr(path_or_filehandle, "write"):
         with atomic_write(path_or_filehandle) as file:
             return serialize(submission, file)
-    # At least 1: with a zero-byte length field (all arrays of one element) the file could not be read back.
-    length_bytes = max(1, ((max(map(len, submission)) - 1).bit_length() + 7) // 8)
+    length_bytes = _length_bytes(submission)
     path_or_filehandle.write(bytes([length_bytes]))
     for array in submission:
         path_or_filehandle.write((len(array) - 1).to_bytes(length_bytes, "big"))
         path_or_filehandle.write(array.tobytes())
+
+
+def _length_bytes(submission):
+    """At least 1: with a length field of 0 bytes (all arrays of one element) the file could not be read back."""
+    return max(1, ((max(map(len, submission)) - 1).bit_length() + 7) // 8)
 
 
 def deserialize(path_or_filehandle):
@@ -72,6 +76,10 @@ def deserialize(path_or_filehandle):
         position = start + length
     if not submission:
         raise ValueError(f"{where}the submission holds no arrays")
+    if length_bytes != _length_bytes(submission):  # `serialize` does not write this: some bytes were changed
+        raise ValueError(
+            f"{where}the length field has {length_bytes} bytes, but {_length_bytes(submission)} are enough"
+        )
     return submission
 
 

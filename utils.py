@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
@@ -64,10 +63,10 @@ class Config:
     )
     optimizer: str = _key("muon", "muon, for the filters, or adamw for all weights", choices=("muon", "adamw"))
     batch_size: int = _key(128, "images a step", minimum=1)
-    learning_rate: float = _key(1.4e-3, "its peak", above=0)
+    learning_rate: float = _key(8e-4, "its peak", above=0)
     warmup: float = _key(0.03, "share of the training in which the learning rate rises", minimum=0, maximum=1)
     decay: float = _key(
-        0.7, "share of the training, its last, in which the learning rate falls to 0", minimum=0, maximum=1
+        1.0, "share of the training, its last, in which the learning rate falls to 0", minimum=0, maximum=1
     )
     weight_decay: float = _key(0.01, "of the optimizer", minimum=0)
     gradient_clip: float = _key(20.0, "largest norm of the gradient", above=0)
@@ -104,6 +103,10 @@ class Config:
     )
     test_set: str = _key("test_set.pkl", "the challenge's test pickle", path=True)
     submission: str = _key("submission.bin", "the challenge file that --predict writes", path=True)
+    area: typing.Optional[list] = _key(
+        None, "x, y, width and height of the rectangle in own photos, in pixels", nargs=4
+    )
+    block_size: typing.Optional[int] = _key(None, "of the blocks that --pixelate makes, in pixels a side", minimum=2)
     cache_dir: str = _key(".cache", "where decoded photos are kept", path=True)
     output_dir: str = _key(".", "where the folders models and losses are", path=True)
 
@@ -155,6 +158,8 @@ def check_value(key, value, where):
         numbers = len(value) == 2 and all(type(x) in (int, float) for x in value)
         if not numbers or not 0 < value[0] <= value[1] <= 1:
             refuse("two numbers, 0 < smallest <= largest <= 1")
+    if key == "area" and (len(value) != 4 or not all(type(x) is int and x >= 0 for x in value)):
+        refuse("four whole numbers: x, y, width, height")
     if key == "name" and (not value or value != os.path.basename(value) or value.startswith(".")):
         refuse("a plain file name, without folders")
     if kind is str and "path" in limits and not value:
@@ -207,9 +212,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_command_line(arguments, description, actions, epilog):
-    """(action, config, given): the name of the action asked for, the Config, the set of keys named as options.
+    """(action, operands, config, given): the name of the action asked for, a list of what follows it, the Config, the
+    set of keys named as options.
 
-    actions: {name: help}; without one the action is "train". First the file (--config), then the options over it.
+    actions: {name: (nargs and metavar for argparse or None, help)}; without one the action is "train". First the file
+    (--config), then the options over it.
     """
     parser = _Parser(
         prog="main.py",
@@ -219,8 +226,11 @@ def parse_command_line(arguments, description, actions, epilog):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     group = parser.add_argument_group("what to do (without any of these: train)").add_mutually_exclusive_group()
-    for name, text in actions.items():
-        group.add_argument(f"--{name}", action="store_const", const=name, dest="action", help=text)
+    for name, (count, metavar, text) in actions.items():
+        kind = {"action": "store_true", "default": None} if count is None else {"nargs": count, "metavar": metavar}
+        if count == "?":
+            kind["const"] = []
+        group.add_argument(f"--{name}", help=text, **kind)
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -237,6 +247,7 @@ def parse_command_line(arguments, description, actions, epilog):
             f"--{key.name}",
             metavar="VALUE",
             default=None,
+            nargs=key.metadata.get("nargs"),
             help=f"{key.metadata['help']}{choices}; default {default}".replace("%", "%%"),
         )
     known, unknown = parser.parse_known_args(arguments)
@@ -249,12 +260,19 @@ def parse_command_line(arguments, description, actions, epilog):
     for key, text in given.items():
         value = check_value(key, _parse_option(key, text), "command line")
         setattr(config, key, os.path.abspath(value) if _is_path(key, value) else value)
-    return known.action or "train", config, set(given)
+    for action in actions:
+        operands = getattr(known, action)
+        if operands is not None:
+            operands = [operands] if isinstance(operands, str) else [] if operands is True else operands
+            return action, operands, config, set(given)
+    return "train", [], config, set(given)
 
 
 def _parse_option(key, text):
     """The text of an option as a JSON value: text keys take it as it is, none or null mean None."""
     kinds = typing.get_args(_TYPES[key]) or (_TYPES[key],)
+    if isinstance(text, list):
+        return [int(word) if word.lstrip("-").isdecimal() else word for word in text]
     if type(None) in kinds and text.lower() in ("none", "null"):
         return None
     if kinds[0] is str:
@@ -479,72 +497,19 @@ def check_finite(loss, epoch, step, learning_rate):
 
 
 @torch.inference_mode()
+def restore_float(network, pixelated_images, known_arrays, precision):
+    """The network's output, (N, 1, H, W) float32, for (N, 1, H, W) uint8 images and bool masks.
+
+    precision: torch.dtype of the convolutions.
+    """
+    with torch.autocast(pixelated_images.device.type, precision, enabled=precision != torch.float32):
+        return network(to_inputs(pixelated_images, known_arrays)).float()
+
+
 def restore(network, pixelated_images, known_arrays, precision):
     """Predictions as they are submitted: (N, 1, H, W) uint8, clamped and rounded, known pixels unchanged.
 
-    pixelated_images: (N, 1, H, W) uint8. known_arrays: (N, 1, H, W) bool. precision: torch.dtype of the convolutions.
+    The arguments are those of `restore_float`.
     """
-    with torch.autocast(pixelated_images.device.type, precision, enabled=precision != torch.float32):
-        outputs = network(to_inputs(pixelated_images, known_arrays))
-    return torch.where(known_arrays, pixelated_images, (outputs.float() * 255).clamp(0, 255).round().to(torch.uint8))
-
-
-# ------------------------------------------------------------------------------------------------ pictures
-
-BASIC_CNN_2023, RANK_1_2023 = 17.892, 12.649  # scores of the course's leaderboard, on photos of the same set
-
-
-def plot_losses(rows, loss, path):
-    """The run's curve as a PNG: training loss, validation score and reference lines over samples.
-
-    rows: as logged. loss: its kind; of "mse" the root is drawn.
-    """
-    power = 0.5 if loss == "mse" else 1
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    samples = [row["samples"] for row in rows]
-    axes.plot(
-        samples, [row["train_loss"] ** power for row in rows], "--", marker=".", color="0.5", label="training loss"
-    )
-    axes.plot(samples, [row["score"] for row in rows], marker="o", color="black", label="validation score")
-    for value, style, label in (
-        (rows[-1]["identity_score"], "-", "IdentityModel, same images"),
-        (BASIC_CNN_2023, "-.", "BasicCNN, 2023"),
-        (RANK_1_2023, ":", "rank 1, 2023"),
-    ):
-        axes.axhline(value, linestyle=style, color="0.3", linewidth=1)
-        axes.annotate(
-            f"{label}: {value:.2f}", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
-        )
-    axes.set(xlabel="training samples", ylabel="grey levels (of 255); RMSE on the unknown pixels", yscale="log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.9))  # below the line of IdentityModel
-    _save(figure, path)
-
-
-def plot_samples(pixelated_images, known_arrays, predictions, images, path):
-    """A sheet of restorations as a PNG, a row an image: truth, pixelated, prediction, error. All (N, 1, H, W) uint8.
-
-    images None: the truth is unknown, and neither it nor the error is shown.
-    """
-    columns = [("pixelated", pixelated_images), ("prediction", predictions)]
-    if images is not None:
-        columns = [("truth", images), *columns, ("error, black 0, white 64 or more", None)]
-        errors = rmse_per_image(predictions.double(), images.double(), known_arrays)
-    figure = Figure(figsize=(2.2 * len(columns), 2.3 * len(predictions) + 0.3), layout="constrained")
-    grid = figure.subplots(len(predictions), len(columns), squeeze=False)
-    for i, row in enumerate(grid):
-        for axes, (title, column) in zip(row, columns):
-            shown = column[i, 0] if column is not None else (predictions[i, 0].int() - images[i, 0].int()).abs()
-            axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=255 if column is not None else 64)
-            axes.set(xticks=[], yticks=[], title=title if i == 0 else "")
-            axes.title.set_fontsize(9)
-        if images is not None:
-            row[-1].set_xlabel(f"RMSE {errors[i]:.1f} grey levels", fontsize=8)
-    _save(figure, path)
-
-
-def _save(figure, path):
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=100)
+    outputs = restore_float(network, pixelated_images, known_arrays, precision)
+    return torch.where(known_arrays, pixelated_images, (outputs * 255).clamp(0, 255).round().to(torch.uint8))

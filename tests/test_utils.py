@@ -25,7 +25,10 @@ from utils import (
 
 
 def parse(*arguments):
-    return parse_command_line(list(arguments), "", {"resume": "", "predict": "", "summary": ""}, "")
+    actions = {"resume": (None, None, ""), "predict": ("*", "X", ""), "zip": ("?", "X", "")}
+    action, operands, config, given = parse_command_line(list(arguments), "", actions, "")
+    assert operands == []
+    return action, config, given
 
 
 def test_score_worked_example():
@@ -116,6 +119,8 @@ def test_config_file_has_every_key_and_the_defaults():
         ("views", [0, 9, None, 1.5]),
         ("test_set", [None, ""]),
         ("submission", [None, 3]),
+        ("area", [[1, 2, 3], "1 2 3 4", [1, 2, 3, -4], [1, 2, 3, 4.5], 7]),
+        ("block_size", [1, 2.5, "x"]),
         ("cache_dir", [None]),
         ("output_dir", [None]),
     ],

@@ -1,0 +1,108 @@
+"""Own photos of any size and colour: what is pixelated is found and restored, the rest is untouched."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main as entry
+from architectures import ResidualUNet
+from own_photos import _block_means, find_area, find_block_size, read_photo, restore_area
+from synthetic import synthetic_image
+
+
+def photo(width, height, seed=0):
+    """(height, width, 3) uint8: three drawn images, their differences halved, as the channels of photos are alike."""
+    channels = np.stack([synthetic_image(9, seed + i, max(width, height))[:height, :width] for i in range(3)], axis=2)
+    return (channels // 2 + channels[:, :, :1] // 2).astype(np.uint8)
+
+
+def pixelated(pixels, x, y, width, height, size):
+    result = pixels.copy()
+    area = slice(y, y + height), slice(x, x + width)
+    result[area] = np.floor(_block_means(result[area], size))
+    return result
+
+
+CASES = [
+    (200, 150, (60, 40, 80, 60, 9)),
+    (150, 200, (0, 0, 33, 47, 16)),
+    (180, 180, (100, 90, 80, 90, 25)),
+    (90, 80, (30, 20, 25, 22, 3)),
+    (120, 100, (20, 30, 49, 41, 8)),  # the last column and row are one pixel wide
+    (300, 260, (50, 60, 200, 150, 40)),
+]
+
+
+@pytest.mark.parametrize("width, height, rectangle", CASES)
+def test_rectangle_and_block_size_are_found(width, height, rectangle):
+    pixels = pixelated(photo(width, height), *rectangle)
+    x, y, w, h, size = rectangle
+    assert find_area(pixels) == (x, y, w, h)
+    assert find_block_size(pixels[y : y + h, x : x + w]) == size
+    assert find_area(pixels[:, :, :1]) == (x, y, w, h)
+    assert find_area(photo(width, height)) is None
+
+
+@pytest.mark.parametrize("width, height, rectangle", CASES)
+def test_restored_channels_keep_their_block_means_and_the_rest(width, height, rectangle):
+    """With a network that has learned nothing, which is the interpolation: already better than the blocks."""
+    truth = photo(width, height)
+    pixels = pixelated(truth, *rectangle)
+    x, y, w, h, size = rectangle
+    area = slice(y, y + h), slice(x, x + w)
+    network = ResidualUNet((8, 8), (1, 1)).eval()
+    restored = restore_area(network, pixels, rectangle[:4], torch.float32)
+    outside = np.ones(pixels.shape[:2], dtype=bool)
+    outside[area] = False
+    assert restored.dtype == np.uint8 and np.array_equal(restored[outside], pixels[outside])
+    assert np.abs(_block_means(restored[area], size) - pixels[area]).max() <= 1  # the floor and the rounding
+    errors = [np.sqrt(np.mean((image[area].astype(float) - truth[area]) ** 2)) for image in (restored, pixels)]
+    assert errors[0] < 0.95 * errors[1]
+
+
+def test_files(tmp_path, capsys):
+    """As typed: EXIF orientation, transparency, grayscale, JPEG with --area, mistakes."""
+    pixels = photo(160, 120)
+    Image.fromarray(pixels).save(tmp_path / "colour.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    Image.fromarray(pixels[:, :, 0]).save(tmp_path / "gray.png")
+    alpha = np.full((120, 160), 200, dtype=np.uint8)
+    alpha[:40] = 0
+    Image.fromarray(np.dstack([pixels, alpha])).save(tmp_path / "clear.png")
+    names = ("colour.png", "turned.jpg", "gray.png", "clear.png")
+    assert entry.main(["--pixelate", *(str(tmp_path / name) for name in names), "--block_size", "10"]) == 0
+    made = [tmp_path / f"{name.partition('.')[0]}_pixelated.png" for name in names]
+    assert entry.main(["--depixelate", *map(str, made), "--views", "1"]) == 0
+    for path, mode, size in zip(made, ("RGB", "RGB", "L", "RGBA"), ((160, 120), (120, 160), (160, 120), (160, 120))):
+        with Image.open(path) as before, Image.open(f"{str(path)[:-4]}_depixelated.png") as after:
+            assert before.mode == after.mode == mode and before.size == after.size == size
+            assert "exif" not in after.info
+            x, y, width, height = (n // 3 for n in size * 2)
+            a, b = np.asarray(before).copy(), np.asarray(after).copy()
+            assert not np.array_equal(a, b)
+            a[y : y + height, x : x + width] = b[y : y + height, x : x + width] = 0
+            assert np.array_equal(a, b)
+        with Image.open(f"{str(path)[:-4]}_before_after.png") as picture:
+            assert picture.width > 2 * size[0] and picture.height == size[1]
+    capsys.readouterr()
+    Image.fromarray(pixelated(pixels, 40, 30, 60, 50, 12)).save(tmp_path / "lossy.jpg", quality=90)
+    assert entry.main(["--depixelate", str(tmp_path / "lossy.jpg")]) == 2
+    assert "lossy.jpg: no pixelated rectangle was found" in capsys.readouterr().err
+    area = ["--area", "40", "30", "60", "50"]
+    assert entry.main(["--depixelate", str(tmp_path / "lossy.jpg"), *area, "--views", "1"]) == 0
+    values = read_photo(tmp_path / "lossy.jpg")[0][30:80, 40:100]
+    assert find_block_size(values) == 12
+    (tmp_path / "text.png").write_text("x")
+    for options, words in (
+        ([str(tmp_path / "missing.png")], "missing.png: No such file"),
+        ([str(tmp_path / "text.png")], "text.png: not a readable picture"),
+        ([str(tmp_path / "colour.png"), "--area", "100", "100", "100", "100"], "area: 100 100 100 100"),
+        ([str(tmp_path / "colour.png"), "--area", "1", "2", "x", "4"], "area"),
+    ):
+        capsys.readouterr()
+        assert entry.main(["--depixelate", *options]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1

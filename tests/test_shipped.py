@@ -1,0 +1,91 @@
+"""The models that the repository ships: complete, small enough, and right in every number that they promise."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from architectures import BlockGrid
+from datasets import HEIGHT_RANGE, SIZE_RANGE, WIDTH_RANGE, draw_rectangle, prepare_image
+from evaluation import SHIPPED, build_network, load_weights
+from synthetic import synthetic_image
+from utils import ROOT, config_from_dict, load_checkpoint, restore, rmse_per_image
+
+NAMES = ("photos", "small", "BasicCNN")
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """(pixelated images, known arrays, images) as the test set has them, 200 of each."""
+    rng = np.random.default_rng(0)
+    images = [
+        Image.fromarray(synthetic_image(7, i, 96)).resize((64, 64), Image.Resampling.BILINEAR) for i in range(200)
+    ]
+    images = [np.asarray(image)[None] for image in images]
+    samples = [prepare_image(i, *draw_rectangle(rng, 64, 64, WIDTH_RANGE, HEIGHT_RANGE, SIZE_RANGE)) for i in images]
+    pixelated, known, _ = (np.stack(arrays) for arrays in zip(*((p, k, i) for (p, k, _), i in zip(samples, images))))
+    return tuple(map(torch.from_numpy, (pixelated, known, np.stack(images))))
+
+
+def load(name):
+    checkpoint = load_checkpoint(os.path.join(ROOT, "models", f"{name}.pt"), "it is part of the repository")
+    config = config_from_dict(checkpoint["config"], name)
+    network = build_network(config.network, config.network_options)
+    load_weights(network, checkpoint, name)
+    return network.eval().to(memory_format=torch.channels_last), checkpoint
+
+
+def test_all_together_are_small():
+    assert sum(os.path.getsize(os.path.join(ROOT, "models", f"{name}.pt")) for name in NAMES) < 25e6
+    assert SHIPPED == os.path.join(ROOT, "models", "photos.pt")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_has_its_config_and_log(name):
+    _, checkpoint = load(name)
+    with open(os.path.join(ROOT, "models", f"{name}.json"), encoding="utf-8") as file:
+        assert json.load(file) == checkpoint["config"]
+    with open(os.path.join(ROOT, "losses", f"{name}.csv"), encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert min(float(row["score"]) for row in rows) == pytest.approx(checkpoint["score"])
+    assert checkpoint["config"]["images"] == "training.zip" and checkpoint["config"]["name"] == name
+    assert os.path.exists(os.path.join(ROOT, "losses", f"{name}.png"))
+
+
+def test_small_network_is_small():
+    network, _ = load("small")
+    assert sum(p.numel() for p in network.parameters()) < 500_000
+
+
+@pytest.mark.parametrize("name", ("photos", "small"))
+def test_predictions_of_ours(name, samples):
+    """Known pixels as they were, block means as given, and the same in bfloat16 and for any batch."""
+    network, _ = load(name)
+    pixelated, known, images = samples
+    predictions = {dtype: restore(network, pixelated, known, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    grid = BlockGrid(pixelated, ~known, range(SIZE_RANGE[0], SIZE_RANGE[1] + 1))
+    scores = {}
+    for dtype, prediction in predictions.items():
+        assert torch.equal(prediction[known], pixelated[known])
+        # The floor takes up to 1 off the mean, and rounding moves the mean by up to 0.5.
+        means = grid.means(prediction.float()) - grid.means(pixelated.float())
+        assert -0.6 < means.min() and means.max() < 1.1
+        scores[dtype] = rmse_per_image(prediction.double(), images.double(), known).mean().item()
+    assert abs(scores[torch.float32] - scores[torch.bfloat16]) < 0.02
+    one_by_one = torch.cat([restore(network, pixelated[i : i + 1], known[i : i + 1], torch.float32) for i in range(20)])
+    assert (one_by_one.int() - predictions[torch.float32][:20].int()).abs().max() <= 1  # one level: a rounding
+    identity = rmse_per_image(pixelated.double(), images.double(), known).mean().item()
+    assert scores[torch.float32] < 0.7 * identity  # drawn images, which it was not trained on
+
+
+def test_predictions_of_the_reference(samples):
+    network, _ = load("BasicCNN")
+    pixelated, known, images = samples
+    prediction = restore(network, pixelated, known, torch.float32)
+    assert torch.equal(prediction[known], pixelated[known])
+    score, identity = (rmse_per_image(t.double(), images.double(), known).mean() for t in (prediction, pixelated))
+    assert score < 0.9 * identity
