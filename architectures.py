@@ -177,6 +177,7 @@ class ResidualUNet(nn.Module):
         images = F.pad(inputs[:, :1].float(), padding, "replicate")
         unknown = F.pad(inputs[:, 1:] == 0, padding)
         output = images.clone()
+        views = torch.randint(8, (1,)).tolist() if self.training else range(self.views)
         starts, sides = zip(*(self._windows(unknown[:, 0], axis) for axis in (1, 2)))
         sides = torch.stack(sides, dim=1)  # (N, 2)
         for kind in sides.unique(dim=0):  # images with windows of one shape are restored together
@@ -185,7 +186,7 @@ class ResidualUNet(nn.Module):
                 start[n] + torch.arange(side, device=inputs.device) for start, side in zip(starts, kind.tolist())
             )
             place = (n[:, :, None], 0, rows[:, :, None], columns[:, None, :])  # of an (M, h, w) window in (N, 1, H, W)
-            output[place] = self._restore(images[place][:, None], unknown[place][:, None])[:, 0]
+            output[place] = self._restore(images[place][:, None], unknown[place][:, None], views)[:, 0]
         return output[:, :, :height, :width]
 
     def _windows(self, unknown, axis):
@@ -196,7 +197,7 @@ class ResidualUNet(nn.Module):
         side = self.window_side(extent).clamp(max=length)
         return (first + torch.div(extent - side, 2, rounding_mode="floor")).clamp(min=0).minimum(length - side), side
 
-    def _restore(self, images, unknown):
+    def _restore(self, images, unknown, views):
         """The restored windows, (N, 1, h, w), of images, (N, 1, h, w) in [0, 1], and unknown, bool of that shape."""
         with torch.autocast(images.device.type, enabled=False):  # grey values need more than the 8 bits of bfloat16
             grid = BlockGrid(images, unknown, self.sizes)
@@ -207,7 +208,6 @@ class ResidualUNet(nn.Module):
             center = (guess * near).sum((2, 3), keepdim=True)
             scale = ((guess - center) ** 2 * near).sum((2, 3), keepdim=True).sqrt() + 0.02
             maps = torch.cat([(guess - center) / scale, (images - center) / scale, 1 - unknown.float()], dim=1)
-        views = torch.randint(8, (1,)).tolist() if self.training else range(self.views)
         residual = guess + scale * sum(self._view(maps, view) for view in views) / len(views)
         with torch.autocast(images.device.type, enabled=False):
             restored = means + residual - grid.means(residual)

@@ -14,8 +14,6 @@ import io
 import json
 import os
 import shutil
-import signal
-import time
 import warnings
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +25,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import synthetic
+from processes import start_worker
 from utils import UserError
 
 IMAGE_SIZE = 64  # pixels a side, of every image of the challenge
@@ -191,7 +190,7 @@ def list_photos(images):
         try:
             with zipfile.ZipFile(images) as file:
                 entries = file.infolist()
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise UserError(
                 f"images: {images} cannot be read as a zip file ({error}); give a folder or a .zip"
             ) from None
@@ -351,7 +350,7 @@ def open_cache(images, cache_dir, seed, synthetic_images):
                 if not name.startswith(place + "-") or old == building:
                     continue
                 with contextlib.suppress(OSError):  # another process was faster
-                    if ".building." not in name or time.time() - os.stat(old).st_mtime > 3600:
+                    if ".building." not in name or not _runs(int(name.rpartition(".")[2])):
                         shutil.rmtree(old)
             os.replace(building, path)
         except OSError as error:
@@ -371,6 +370,18 @@ def open_cache(images, cache_dir, seed, synthetic_images):
     return cache
 
 
+def _runs(pid):
+    """Whether there is a process of this number; on Windows, where asking would end it, None knows: True."""
+    if os.name == "posix":
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # another user's
+            pass
+    return True
+
+
 def digest(value):
     """16 hexadecimal digits that tell values, of what JSON can hold, apart."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
@@ -385,7 +396,7 @@ def _build_cache(path, names, chunks, job, first, verb):
         open(os.path.join(path, "pixels.bin"), "wb") as pixels,
         open(os.path.join(path, "views.bin"), "wb") as views,
         progress,
-        ProcessPoolExecutor(workers, initializer=ignore_interrupts) as pool,
+        ProcessPoolExecutor(workers, initializer=start_worker) as pool,
         contextlib.ExitStack() as stack,
     ):
         stack.callback(pool.shutdown, cancel_futures=True)  # after Ctrl-C, do not work off what is queued
@@ -407,12 +418,6 @@ def _build_cache(path, names, chunks, job, first, verb):
         )
     with open(os.path.join(path, "index.json"), "w", encoding="utf-8") as file:
         json.dump(index, file)
-
-
-def ignore_interrupts(worker=None):
-    """Called first in worker processes: at Ctrl-C or SIGTERM the main process decides when they end."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def split_by_folder(names, fraction):

@@ -1,6 +1,7 @@
 """What is done with trained models: the score and what explains it, the challenge file, the hand-in."""
 
 import bz2
+import functools
 import glob
 import gzip
 import io
@@ -9,8 +10,10 @@ import json
 import lzma
 import os
 import pickle
+import shlex
 import time
 import zipfile
+import zlib
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from architectures import NETWORKS, IdentityModel, find_block_sizes
+from architectures import NETWORKS, BlockGrid, IdentityModel, find_block_sizes, interpolate
 from datasets import IMAGE_SIZE, SIZE_RANGE, PixelationDataset, collate, open_cache, split_by_folder
 from submission_serialization import deserialize, load_test_set, serialize
 from utils import (
@@ -38,6 +41,7 @@ SHIPPED = os.path.join(ROOT, "models", "photos.pt")  # what predicts as long as 
 REFERENCE = os.path.join(ROOT, "models", "BasicCNN.pt")  # its score is worth 200 points
 BATCH = 256  # images; more fill the groups of equal windows better, and take more memory
 MAX_SUBMISSION_BYTES = 2**28
+MAX_PARAMETERS = 10**9
 # Scores of the course's leaderboard of 2023, on other photos of the same set.
 LEADERBOARD_2023 = {"IdentityModel": 23.163, "BasicCNN": 17.892, "rank 10": 14.484, "rank 7": 14.309, "rank 5": 13.952}
 LEADERBOARD_2023 |= {"rank 3": 13.672, "rank 2": 13.634, "rank 1": 12.649}
@@ -49,6 +53,9 @@ LEADERBOARD_2023 |= {"rank 3": 13.672, "rank 2": 13.634, "rank 1": 12.649}
 def build_network(name, options):
     """A network in training mode. Options that it cannot be built or run with raise UserError."""
     try:
+        with torch.device("meta"):  # without memory: options may come from a file of others
+            if sum(p.numel() for p in NETWORKS[name](**options).parameters()) > MAX_PARAMETERS:
+                raise ValueError(f"over {MAX_PARAMETERS:,} parameters")
         network = NETWORKS[name](**options)
         with torch.inference_mode():
             network.eval()(torch.zeros(1, 2, IMAGE_SIZE, IMAGE_SIZE))
@@ -129,7 +136,8 @@ def errors_per_image(networks, dataset, device, precision):
     wanted = set(range(0, len(dataset), max(1, len(dataset) // 8)))
     sizes = range(SIZE_RANGE[0], SIZE_RANGE[1] + 1)
     position = 0
-    for batch in tqdm(DataLoader(dataset, BATCH, collate_fn=collate), desc="validation", unit=" batches", leave=False):
+    loader = DataLoader(dataset, BATCH, collate_fn=collate, generator=torch.Generator())  # the global one is training's
+    for batch in tqdm(loader, desc="validation", unit=" batches", leave=False):
         pixelated_images, known_arrays, images = (t.to(device) for t in batch)
         rows = []
         for i, network in enumerate(networks):
@@ -151,19 +159,29 @@ def errors_per_image(networks, dataset, device, precision):
 def images_with_truth(config, given, made_with):
     """(dataset, what it is in words): images of config.images on which none of the models was trained.
 
-    Where a model was trained on a source of this name, these are the ones held out then; else all.
+    Where models were trained on a source of this name, these are the ones held out by all of them; else all.
     """
-    name = os.path.basename(config.images)
-    trained = [made for made in made_with if os.path.basename(made.images) == name]
-    for key in {"validation_fraction", "seed", "synthetic_images"} - given:
+    trained = [made for made in made_with if _stem(made.images) == _stem(config.images)]
+    for key in {"seed", "synthetic_images"} - given:
         if trained:
             setattr(config, key, getattr(trained[0], key))
     cache = open_cache(config.images, config.cache_dir, config.seed, config.synthetic_images)
     source = "drawn images" if config.images == "synthetic" else f"images of {show(config.images)}"
     if trained or config.images == "synthetic":
-        indices = split_by_folder(cache.names, config.validation_fraction)[1]
+        split_as = [config] if "validation_fraction" in given or not trained else trained
+        splits = [split_by_folder(cache.names, made.validation_fraction)[1] for made in split_as]
+        indices = functools.reduce(np.intersect1d, splits)
+        if not len(indices):
+            raise UserError(f"images: these models held out no image of {config.images} in common; name other images")
         return PixelationDataset(cache, indices, seed=0), f"{len(indices):,} {source}, held out of training"
+    if made_with:
+        trained_on = ", ".join(sorted({os.path.basename(made.images) for made in made_with}))
+        print(f"Trained on {trained_on}: if the {source} are among these, the score is too good.")
     return PixelationDataset(cache, np.arange(len(cache)), seed=0), f"all {len(cache):,} {source}"
+
+
+def _stem(path):
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def confidence_interval(errors, draws=1000):
@@ -206,10 +224,10 @@ def evaluate(config, given, paths):
         networks, names = networks + [Ensemble(networks)], names + ["mean of these"]
     if os.path.exists(REFERENCE) and show(REFERENCE) not in names:
         (references, _, _), _, _ = load_models(config, set(), [REFERENCE])
-        networks, names = references + networks, [show(REFERENCE)] + names
+        networks, names = networks + references, names + [show(REFERENCE)]
     if "IdentityModel" not in names:
-        networks, names = [IdentityModel().eval()] + networks, ["IdentityModel"] + names
-    errors, geometry, seconds, _ = errors_per_image(networks, dataset, device, precision)
+        networks, names = networks + [IdentityModel().eval()], names + ["IdentityModel"]
+    errors, geometry, seconds, sample = errors_per_image(networks, dataset, device, precision)
     scores = dict(zip(names, errors.mean(axis=1)))
     identity, reference = scores["IdentityModel"], scores.get(show(REFERENCE))
 
@@ -237,7 +255,9 @@ def evaluate(config, given, paths):
             print(f"{name:{width}} " + " ".join(cells))
     picture = config.file("losses", "_evaluation.png")
     plot_errors(errors, geometry, names, picture)
-    print(f"\nPicture: {show(picture)}")
+    samples = config.file("losses", "_evaluation_samples.png")
+    plot_samples(*sample, samples)
+    print(f"\nPictures: {show(picture)}; restorations by {names[0]}: {show(samples)}")
     return 0
 
 
@@ -264,7 +284,7 @@ def read_submission(path):
         return deserialize(io.BytesIO(data))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; name a submission file") from None
-    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, lzma.LZMAError) as error:
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path}: no submission file: {error}") from None
 
 
@@ -346,10 +366,12 @@ def make_test_set(config, given, folder):
         pickle.dump({key: tuple(map(np.asarray, arrays)) for key, arrays in data.items()}, file, 4)
     serialize([target.ravel() for target in targets], target_file)
     submission = os.path.join(folder, "submission.bin")
+    paths = [shlex.quote(show(path)) for path in (test_set, submission, target_file)]
+    chosen = [f"--{key} {shlex.quote(getattr(config, key))} " for key in ("name", "model") if key in given]
     print(
         f"Wrote {show(test_set)} and {show(target_file)}: {source}. The rehearsal:\n"
-        f"python main.py --predict --test_set {show(test_set)} --submission {show(submission)}\n"
-        f"python main.py --score {show(submission)} {show(target_file)}"
+        f"python main.py --predict {''.join(chosen)}--test_set {paths[0]} --submission {paths[1]}\n"
+        f"python main.py --score {paths[1]} {paths[2]}"
     )
     return 0
 
@@ -387,11 +409,14 @@ def plot_losses(rows, loss, path):
 
 
 def plot_samples(pixelated_images, known_arrays, predictions, images, path):
-    """A sheet of restorations as a PNG, a row an image: truth, pixelated, prediction, error. All (N, 1, H, W) uint8.
+    """A sheet of restorations as a PNG, a row an image: truth, pixelated, what ResidualUNet starts from, prediction,
+    error. All (N, 1, H, W) uint8, known_arrays bool.
 
     images None: the truth is unknown, and neither it nor the error is shown.
     """
-    columns = [("pixelated", pixelated_images), ("prediction", predictions)]
+    grid = BlockGrid(pixelated_images / 255, ~known_arrays, range(SIZE_RANGE[0], SIZE_RANGE[1] + 1))
+    start = interpolate(pixelated_images / 255, grid.expected_means(pixelated_images / 255), grid) * 255
+    columns = [("pixelated", pixelated_images), ("interpolation", start), ("prediction", predictions)]
     if images is not None:
         columns = [("truth", images), *columns, ("error, black 0, white 64 or more", None)]
         errors = rmse_per_image(predictions.double(), images.double(), known_arrays)

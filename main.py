@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -32,7 +33,6 @@ from datasets import (
     collate,
     digest,
     epoch_order,
-    ignore_interrupts,
     open_cache,
     split_by_folder,
 )
@@ -50,12 +50,14 @@ from evaluation import (
     show,
 )
 from own_photos import depixelate, pixelate
+from processes import Interrupts, Processes, quiet, start_worker
 from utils import (
     ROOT,
     UserError,
     atomic_write,
     build_optimizers,
     check_finite,
+    check_value,
     choose_device,
     choose_precision,
     config_from_dict,
@@ -131,7 +133,7 @@ MAY_CHANGE = {
     "cache_dir",
     "output_dir",
 }
-MAY_CHANGE |= {"name", "model", "test_set", "submission"}
+MAY_CHANGE |= {"name", "model", "test_set", "submission", "compile", "tensorboard"}
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -163,12 +165,16 @@ def prepare_images(config):
     return dataset, PixelationDataset(cache, validation_indices, seed=0)  # the same rectangles for every run
 
 
-def train(config, state=None):
+def train(config, processes, state=None):
     """Train config.network; state: of an interrupted run, from models/NAME.last.pt. Returns the exit status."""
     if config.epochs is None and config.max_minutes is None:
         raise UserError("epochs: null, as is max_minutes; give one of them an end")
-    device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
+    if not state and not processes.rank:
+        check_replaceable(config)
+    device = processes.join(choose_device(config.device))
+    if config.compile and device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise UserError("compile: torch.compile needs a C++ compiler on a CPU, and there is none; leave --compile out")
+    precision = processes.agree(choose_precision(config.precision, device))
     seed_everything(config.seed)
 
     network = build_network(config.network, config.network_options).to(device, memory_format=torch.channels_last)
@@ -177,23 +183,32 @@ def train(config, state=None):
         raise UserError(f"network: {config.network} has no parameters to train; choose another")
     if config.init and not state:
         load_weights(network, load_checkpoint(config.init, "name a models/NAME.pt"), config.init)
-    dataset, validation_set = prepare_images(config)
+    with processes.first_alone():
+        dataset, validation_set = prepare_images(config)
     steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
 
     shipped = copy.deepcopy(network).eval()  # what is validated and written to models/NAME.pt
     average = AveragedModel(network, multi_avg_fn=ema_update(config.ema_decay), use_buffers=True)
     optimizers = build_optimizers(config.optimizer, parameters, config.weight_decay)
-    run = {"step": 0, "samples": 0, "seconds": 0.0, "rows": [], "best": math.inf, "stale": 0}
+    model = processes.wrap(torch.compile(network) if config.compile else network, device)  # for the forward pass
+    run = {"step": 0, "samples": 0, "seconds": 0.0, "rows": [], "best": math.inf, "stale": 0, "finished": False}
     run |= {"loss_sum": 0.0, "loss_count": 0}  # since the epoch began
     if state:
-        load_weights(network, state, config.file("models", ".last.pt"))
-        average.load_state_dict(state["average"])
-        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved_state)
-        run = state["run"]
-        if state["images"] != digest([dataset.cache.names, dataset.indices.tolist()]):
+        path = config.file("models", ".last.pt")
+        load_weights(network, state, path)
+        try:
+            average.load_state_dict(state["average"])
+            for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved_state)
+            run = {key: state["run"][key] for key in run}
+            done = training_progress(config, run["step"], steps_per_epoch, run["seconds"])
+            same_images = state["images"] == digest([dataset.cache.names, dataset.indices.tolist()])
+            set_rng_state(state["rng"])
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: holds no state of this program ({error}); start a new run with --init") from None
+        if not same_images:
             raise UserError(f"images: {config.images} no longer holds the same photos; start a new run with --init")
-        if training_progress(config, run["step"], steps_per_epoch, run["seconds"]) >= 1:
+        if done >= 1:
             raise UserError(f"name: run {config.name!r} is finished; to go on, give it more --epochs or --max_minutes")
 
     workers = config.workers if config.workers is not None else (min(8, os.cpu_count()) if device.type == "cuda" else 0)
@@ -202,29 +217,26 @@ def train(config, state=None):
     batches = iter(
         DataLoader(
             dataset,
-            batch_sampler=order,
+            batch_sampler=processes.shares(order),
             collate_fn=collate,
             num_workers=workers,
             pin_memory=device.type == "cuda",
-            worker_init_fn=ignore_interrupts,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # the global one is not to be drawn from
         )
     )
-    if state:
-        set_rng_state(state["rng"])
-    else:
-        if os.path.exists(config.file("models", ".pt")):
-            print(
-                f"{show(config.file('models', '.pt'))} will be replaced after the first epoch; to keep it, use --name"
-            )
+    board = open_tensorboard(config, run["step"]) if config.tensorboard and not processes.rank else None
+    if not state and not processes.rank:
         save_run(config, run, network, average, optimizers, precision, dataset)  # finds out now whether that works
 
     print(
         f"{config.network}: {sum(p.numel() for p in parameters):,} parameters; {len(dataset):,} images to train on, "
         f"{len(validation_set):,} held out; {device.type}, {str(precision)[6:]}"
+        + (f"; batches of {config.batch_size}, shared by {processes.count} processes" if processes.count > 1 else "")
     )
-    started, saved = time.monotonic() - run["seconds"], time.monotonic()
+    started, saved = time.monotonic() - run["seconds"], run["seconds"]
     finished = False
-    with Interrupts() as interrupts:
+    with Interrupts(loud=not processes.rank) as interrupts:
         while not finished:
             epoch, first_step = divmod(run["step"], steps_per_epoch)
             with tqdm(
@@ -237,16 +249,17 @@ def train(config, state=None):
                 dynamic_ncols=True,
             ) as bar:
                 for _ in range(first_step, steps_per_epoch):
-                    progress = training_progress(config, run["step"] + 0.5, steps_per_epoch, time.monotonic() - started)
+                    progress = training_progress(config, run["step"] + 0.5, steps_per_epoch, run["seconds"])
                     for group in itertools.chain(*(optimizer.param_groups for optimizer in optimizers)):
                         group["lr"] = learning_rate(config, progress) * group["scale"]
 
                     pixelated_images, known_arrays, images = (t.to(device, non_blocking=True) for t in next(batches))
                     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                        predictions = network(to_inputs(pixelated_images, known_arrays))  # (N, 1, 64, 64)
-                    loss = training_loss(config.loss, predictions, images.float() / 255, known_arrays)
+                        predictions = model(to_inputs(pixelated_images, known_arrays))  # (N, 1, 64, 64)
+                    loss, count = training_loss(config.loss, predictions, images.float() / 255, known_arrays)
+                    total = processes.total(count)
                     network.zero_grad()
-                    loss.backward()
+                    (loss * (processes.count * count / total)).backward()  # shares of a batch may differ in size
                     nn.utils.clip_grad_norm_(parameters, config.gradient_clip, foreach=True)
                     for optimizer in optimizers:
                         optimizer.step()
@@ -254,14 +267,17 @@ def train(config, state=None):
                     if run["step"] % EMA_EVERY == 0 or run["step"] < EMA_EVERY:
                         average.update_parameters(network)
 
-                    run["samples"] += len(images)
-                    run["loss_count"] += len(images)
-                    run["loss_sum"] = run["loss_sum"] + loss.detach().double() * len(images)  # stays on the device
-                    run["seconds"] = time.monotonic() - started
+                    run["loss_sum"] = run["loss_sum"] + processes.total(loss.detach() * count)  # stays on the device
+                    run["loss_count"] = run["loss_count"] + total
+                    # What all processes must agree on: how much is done, the time, whether to stop.
+                    mine = [len(images), time.monotonic() - started, interrupts.received]
+                    sizes, seconds, stops = processes.gather(mine, device).T.tolist()
+                    run["samples"] += int(sum(sizes))
+                    run["seconds"] = seconds[0]
                     progress = training_progress(config, run["step"], steps_per_epoch, run["seconds"])
-                    bar.update(len(images))
+                    bar.update(int(sum(sizes)))
                     end_of_epoch = run["step"] % steps_per_epoch == 0 or progress >= 1
-                    save = time.monotonic() - saved > SAVE_EVERY and not end_of_epoch
+                    save = run["seconds"] - saved > SAVE_EVERY and not end_of_epoch
                     if run["step"] % 20 == 0 or save or end_of_epoch:
                         check_loss(config, run, epoch)
                         left = run["seconds"] / progress - run["seconds"]
@@ -269,26 +285,37 @@ def train(config, state=None):
                             f"loss {run['loss_sum'] / run['loss_count']:.2f}, {tqdm.format_interval(left)} left in all"
                         )
                     if save:
-                        save_run(config, run, network, average, optimizers, precision, dataset)
-                        saved = time.monotonic()
-                    if progress >= 1 or interrupts.received:
+                        saved = run["seconds"]
+                        if not processes.rank:
+                            save_run(config, run, network, average, optimizers, precision, dataset)
+                    if progress >= 1 or any(stops):
                         check_loss(config, run, epoch)
                         break
             if end_of_epoch:
-                finish_epoch(config, run, shipped, average, validation_set, device, precision, steps_per_epoch)
-                run["seconds"] = time.monotonic() - started
+                if not processes.rank:
+                    row, sample = finish_epoch(
+                        config, run, shipped, average, validation_set, device, precision, steps_per_epoch
+                    )
+                    if board:
+                        write_tensorboard(board, row, sample)
+                run["loss_sum"], run["loss_count"] = 0.0, 0
+                run["seconds"], run["stale"] = processes.agree((time.monotonic() - started, run["stale"]))
                 progress = training_progress(config, run["step"], steps_per_epoch, run["seconds"])
                 finished = progress >= 1 or bool(config.patience and run["stale"] >= config.patience)
-            save_run(config, run, network, average, optimizers, precision, dataset)
-            saved = time.monotonic()
-            if interrupts.received and not finished:
+            run["finished"], saved = finished, run["seconds"]
+            if not processes.rank:
+                save_run(config, run, network, average, optimizers, precision, dataset)
+            if any(stops) and not finished:
                 print(
                     f"Stopped at epoch {run['step'] / steps_per_epoch:.2f}; the state is saved in "
                     f"{show(config.file('models', '.last.pt'))}. Go on with: "
-                    f"python main.py --resume --name {config.name}"
+                    + (f"torchrun --nproc_per_node {processes.count}" if processes.count > 1 else "python")
+                    + f" main.py --resume --name {config.name}"
                     + (f" --output_dir {shlex.quote(config.output_dir)}" if config.output_dir != ROOT else "")
                 )
-                return 128 + interrupts.received
+                return 128 + int(max(stops))
+    if processes.rank:
+        return 0
     best = min(run["rows"], key=lambda row: row["score"])
     print(
         f"Done: best score {best['score']:.3f} at epoch {best['epoch']:g} (IdentityModel {best['identity_score']:.3f}) "
@@ -299,17 +326,40 @@ def train(config, state=None):
     return 0
 
 
+def check_replaceable(config):
+    """Refuse to replace a run that was interrupted; tell of a model that will be replaced."""
+    path = config.file("models", ".last.pt")
+    if os.path.exists(path):
+        run = load_checkpoint(path, "delete it, or choose another --name").get("run")
+        if isinstance(run, dict) and run.get("step") and not run.get("finished", True):
+            raise UserError(
+                f"{path}: the run {config.name!r} was interrupted; go on with --resume --name {config.name}, "
+                f"choose another --name, or delete this file"
+            )
+    if os.path.exists(config.file("models", ".pt")):
+        print(f"{show(config.file('models', '.pt'))} will be replaced after the first epoch; to keep it, use --name")
+
+
 def check_loss(config, run, epoch):
     """Stop where the loss is not finite. (On a GPU this waits for the last step, so it is not done after each.)"""
+    run["loss_count"] = float(run["loss_count"])
     run["loss_sum"] = check_finite(float(run["loss_sum"]), epoch + 1, run["step"], config.learning_rate)
 
 
+def check_weights(config, run, weights, epoch):
+    """Stop where a weight is not finite: the losses until now came before the last step."""
+    largest = torch.stack([t.abs().max().float() for t in weights.values()]).max().item()  # NaN if there is one
+    check_finite(largest, epoch, run["step"], config.learning_rate)
+
+
 def finish_epoch(config, run, shipped, average, validation_set, device, precision, steps_per_epoch):
-    """Validate the EMA weights as they are kept, in half precision; write the log, the pictures and the best model."""
+    """Validate the EMA weights as they are kept, in half precision; write the log, the pictures and the best model.
+
+    Returns the line of the log and a sample of validation images, as errors_per_image does.
+    """
     epoch = run["step"] / steps_per_epoch
     weights = {key: t.half() if t.is_floating_point() else t for key, t in average.module.state_dict().items()}
-    largest = max(t.abs().max().item() for t in weights.values())
-    check_finite(largest, math.ceil(epoch), run["step"], config.learning_rate)
+    check_weights(config, run, weights, math.ceil(epoch))
     shipped.load_state_dict(weights)
     errors, _, _, sample = errors_per_image([shipped, IdentityModel()], validation_set, device, precision)
     score, identity_score = errors.mean(axis=1).tolist()
@@ -323,7 +373,7 @@ def finish_epoch(config, run, shipped, average, validation_set, device, precisio
         "identity_score": identity_score,
     }
     run["rows"].append(row)
-    run["loss_sum"], run["loss_count"], run["stale"] = 0.0, 0, run["stale"] + 1
+    run["stale"] += 1
     better = score < run["best"]
     if better:
         run["best"], run["stale"] = score, 0
@@ -336,6 +386,7 @@ def finish_epoch(config, run, shipped, average, validation_set, device, precisio
         f"epoch {epoch:g}: training loss {row['train_loss']:.3f}, validation score {score:.3f}"
         f"{' (best)' if better else ''}, IdentityModel {identity_score:.3f}, {row['minutes']:.1f} min"
     )
+    return row, sample
 
 
 def write_log(config, rows):
@@ -352,8 +403,27 @@ def write_log(config, rows):
         print(f"warning: {error.filename or config.file('losses', '.csv')}: {error.strerror or error}", file=sys.stderr)
 
 
+def open_tensorboard(config, step):
+    """A writer to losses/NAME_tensorboard; what an interrupted run wrote there after this step is hidden."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("tensorboard: not installed; pip install tensorboard, or leave --tensorboard out") from None
+    return SummaryWriter(config.file("losses", "_tensorboard"), purge_step=step + 1)
+
+
+def write_tensorboard(board, row, sample):
+    """A line of the log as scalars, and the sample, (N, 1, H, W) uint8 each, as pictures."""
+    for key in ("train_loss", "score", "identity_score"):
+        board.add_scalar(key, row[key], row["step"])
+    pixelated_images, _, predictions, images = sample
+    board.add_images("truth, pixelated, prediction", torch.cat([images, pixelated_images, predictions], 3), row["step"])
+    board.flush()
+
+
 def save_run(config, run, network, average, optimizers, precision, dataset):
     """models/NAME.last.pt: all that --resume needs."""
+    check_weights(config, run, network.state_dict(), run["step"] * config.batch_size // len(dataset) + 1)
     state = {
         "config": dataclasses.asdict(config),
         "weights": network.state_dict(),
@@ -380,33 +450,14 @@ def ema_update(decay):
     return update
 
 
-class Interrupts:
-    """Notes Ctrl-C and SIGTERM in .received, so that the step can be finished; a second is at once."""
-
-    def __enter__(self):
-        self.received = 0
-        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number, frame):
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = number
-        # print is not for signal handlers.
-        os.write(2, b"\nStopping after this step; again: at once, without saving.\n")
-
-    def __exit__(self, *error):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-
-def resume(config, given):
+def resume(config, given, processes):
     """Go on with the run config.name as its own config says; options given on the command line go before it."""
     path = config.file("models", ".last.pt")
     state = load_checkpoint(path, f"there is no run {config.name!r} to resume; start one without --resume")
     if not {"average", "optimizers", "run", "rng", "precision", "images"} <= state.keys():
         raise UserError(f"{path}: holds no state to resume from; start a new run without --resume")
     saved = config_from_dict(state["config"], path)
+    check_value("precision", state["precision"], path)
     for key in sorted(given):
         if key not in MAY_CHANGE and getattr(config, key) != getattr(saved, key):
             raise UserError(
@@ -417,7 +468,7 @@ def resume(config, given):
     saved.output_dir = config.output_dir
     if "precision" not in given and "device" not in given:
         saved.precision = state["precision"]  # what auto measured then
-    return train(saved, state)
+    return train(saved, processes, state)
 
 
 # ------------------------------------------------------------------------------------------------ networks
@@ -455,9 +506,13 @@ def summary(config):
 
 
 def main(arguments=None):
+    processes = Processes()
+    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, leaving nothing behind
     try:
         keep_freed_memory()
         action, operands, config, given = parse_command_line(arguments, DESCRIPTION, ACTIONS, EPILOG)
+        if processes.count > 1 and action not in ("train", "resume"):
+            raise UserError(f"command line: --{action} runs in one process; start it with python, not torchrun")
         if action == "summary":
             return summary(config)
         if action == "predict":
@@ -479,10 +534,12 @@ def main(arguments=None):
             other = "epochs" if ends == {"max_minutes"} else "max_minutes"
             setattr(config, other, None)
             given.add(other)
-        with locked(config.file("models", ".lock"), "wait until it ends, or start this one with another --name"):
-            return resume(config, given) if action == "resume" else train(config)
+        lock = locked(config.file("models", ".lock"), "wait until it ends, or start this one with another --name")
+        with quiet() if processes.rank else lock:
+            return resume(config, given, processes) if action == "resume" else train(config, processes)
     except UserError as error:
-        print(f"main.py: error: {error}", file=sys.stderr)
+        if not processes.rank:
+            print(f"main.py: error: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
         print("main.py: error: batch_size: the GPU's memory is used up; try a smaller --batch_size", file=sys.stderr)
@@ -493,6 +550,15 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if not processes.rank:
+            raise
+        if "onnection" not in str(error):  # else the first process has gone, and said why
+            print(f"main.py: error: process {processes.rank}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        processes.leave()
+        signal.signal(signal.SIGTERM, terminate)
 
 
 if __name__ == "__main__":

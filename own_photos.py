@@ -15,14 +15,19 @@ CONTEXT = 24  # pixels around the rectangle that a network sees, at that scale
 
 
 def read_photo(path):
-    """(pixels, (H, W, C) uint8 with C 1 or 3, upright; alpha, (H, W) uint8 or None) of a photo. Raises UserError."""
+    """A photo as (pixels, (H, W, C) uint8 with C 1 or 3, upright; alpha, (H, W) uint8 or None; ICC profile or None).
+
+    Raises UserError.
+    """
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
+            profile = file.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P", "L") else None
             alpha = None
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 alpha = np.asarray(image.getchannel("A"))
+                profile = profile if file.mode != "L" else None  # of grey values, for what is colours now
             if image.mode.startswith("I"):  # 16 bits a pixel
                 pixels = (np.clip(np.asarray(image), 0, 65535) / 257).round().astype(np.uint8)
             else:
@@ -31,7 +36,7 @@ def read_photo(path):
         raise UserError(f"{path}: {error.strerror or 'not a readable picture'}; name a photo") from None
     except Exception as error:  # whatever a broken file makes a decoder raise
         raise UserError(f"{path}: not a readable picture ({error})") from None
-    return pixels.reshape(*pixels.shape[:2], -1), alpha
+    return pixels.reshape(*pixels.shape[:2], -1), alpha, profile
 
 
 def check_area(area, pixels, path):
@@ -154,27 +159,27 @@ def _resize(channel, sides, box):
     ).clip(0, 255)
 
 
-def _save(pixels, alpha, path):
+def _save(pixels, alpha, profile, path):
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha))
     with atomic_write(path) as file:
-        image.save(file, "PNG")
+        image.save(file, "PNG", icc_profile=profile)
 
 
 def depixelate(config, given, paths):
     """Restore the pixelated rectangle of each photo, and write it beside the photo. Returns the exit status."""
     (networks, _, _), device, precision = load_models(config, given, [])
     for path in paths:
-        pixels, alpha = read_photo(path)
+        pixels, alpha, profile = read_photo(path)
         area = check_area(config.area, pixels, path) if config.area else find_area(pixels)
         if area is None:
             raise UserError(f"{path}: no pixelated rectangle was found; give it with --area X Y WIDTH HEIGHT")
         result = restore_area(networks[0], pixels, area, precision)
         base = os.path.splitext(path)[0]
-        _save(result, alpha, f"{base}_depixelated.png")
+        _save(result, alpha, profile, f"{base}_depixelated.png")
         gap = np.full((len(pixels), max(2, pixels.shape[1] // 50), pixels.shape[2]), 255, dtype=np.uint8)
-        _save(np.concatenate([pixels, gap, result], axis=1), None, f"{base}_before_after.png")
+        _save(np.concatenate([pixels, gap, result], axis=1), None, profile, f"{base}_before_after.png")
         print(
             f"{show(path)}: restored {area[2]} x {area[3]} pixels at {area[0]}, {area[1]}: "
             f"{show(base)}_depixelated.png, {show(base)}_before_after.png"
@@ -185,7 +190,7 @@ def depixelate(config, given, paths):
 def pixelate(config, paths):
     """Pixelate a rectangle of each photo (by default its middle), and write it beside the photo."""
     for path in paths:
-        pixels, alpha = read_photo(path)
+        pixels, alpha, profile = read_photo(path)
         height, width = pixels.shape[:2]
         if min(height, width) < 8:
             raise UserError(f"{path}: smaller than 8 pixels; name a larger photo")
@@ -195,6 +200,6 @@ def pixelate(config, paths):
         result = pixels.copy()
         result[y : y + height, x : x + width] = np.floor(_block_means(result[y : y + height, x : x + width], size))
         written = f"{os.path.splitext(path)[0]}_pixelated.png"
-        _save(result, alpha, written)
+        _save(result, alpha, profile, written)
         print(f"{show(path)}: pixelated {width} x {height} pixels at {x}, {y}, blocks of {size}: {show(written)}")
     return 0

@@ -62,7 +62,7 @@ class Config:
         15.0, "train for so long, preparing the images not counted; with epochs, whatever comes first", above=0
     )
     optimizer: str = _key("muon", "muon, for the filters, or adamw for all weights", choices=("muon", "adamw"))
-    batch_size: int = _key(128, "images a step", minimum=1)
+    batch_size: int = _key(128, "images a step, of all processes together", minimum=1, maximum=2**20)
     learning_rate: float = _key(8e-4, "its peak", above=0)
     warmup: float = _key(0.03, "share of the training in which the learning rate rises", minimum=0, maximum=1)
     decay: float = _key(
@@ -76,7 +76,7 @@ class Config:
     crop_scale: list = _key(
         [0.7, 1.0], "side of the random crops, smallest and largest, as a share of the photo's shortest side"
     )
-    synthetic_images: int = _key(10000, 'how many images the source "synthetic" has', minimum=2)
+    synthetic_images: int = _key(10000, 'how many images the source "synthetic" has', minimum=2, maximum=10**8)
     validation_fraction: float = _key(
         0.06, "share of the images that is held out, in whole folders", above=0, maximum=0.5
     )
@@ -86,8 +86,10 @@ class Config:
     precision: str = _key(
         "auto", "of the convolutions; auto measures which is faster", choices=("auto", "float32", "bfloat16")
     )
+    compile: bool = _key(False, "train with torch.compile, which needs a C++ compiler on a CPU")
+    tensorboard: bool = _key(False, "log to losses/NAME_tensorboard too, for those who have installed tensorboard")
     workers: typing.Optional[int] = _key(
-        None, "processes that prepare batches; none: 0 on a CPU, up to 8 on a GPU", minimum=0
+        None, "processes that prepare batches; none: 0 on a CPU, up to 8 on a GPU", minimum=0, maximum=1000
     )
     init: typing.Optional[str] = _key(None, "a models/NAME.pt to start from", path=True)
     model: typing.Optional[str] = _key(
@@ -122,7 +124,14 @@ class Config:
 
 _FIELDS = {key.name: key for key in dataclasses.fields(Config)}
 _TYPES = typing.get_type_hints(Config)
-_WORDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
+_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    bool: "true or false",
+}
 
 
 def check_value(key, value, where):
@@ -137,7 +146,8 @@ def check_value(key, value, where):
         return None
     kind = options[0]
     if kind is float and type(value) is int:
-        value = float(value)
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         refuse(_WORDS[kind] + (" or null" if type(None) in options else ""))
     if "choices" in limits and value not in limits["choices"]:
@@ -164,7 +174,20 @@ def check_value(key, value, where):
         refuse("a plain file name, without folders")
     if kind is str and "path" in limits and not value:
         refuse("a path")
+    if kind is str and "\0" in value:
+        refuse("text without NUL characters")
+    if key == "network_options" and any(abs(number) > 10_000 for number in _numbers(value)):
+        refuse("without numbers over 10,000")
     return value
+
+
+def _numbers(value):
+    """All numbers in a value of JSON."""
+    if isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)
+    elif isinstance(value, (int, float)):
+        yield value
 
 
 def _unknown_key(key, where, dashes=""):
@@ -413,7 +436,8 @@ def load_checkpoint(path, advice):
         raise UserError(f"{path}: {error.strerror or error}; {advice}") from None
     except Exception as error:  # torch raises many kinds for files that are not its own
         raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__}); {advice}") from None
-    if not isinstance(checkpoint, dict) or not {"config", "weights"} <= checkpoint.keys():
+    parts = [checkpoint.get(key) for key in ("config", "weights")] if isinstance(checkpoint, dict) else [None]
+    if not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in parts):
         raise UserError(f"{path}: not a checkpoint of this program; {advice}")
     return checkpoint
 
@@ -442,12 +466,15 @@ def rmse_per_image(predictions, images, known_arrays):
 def training_loss(kind, predictions, images, known_arrays):
     """In grey levels (of 255). rmse: mean over images of the RMSE; mse: mean over all unknown pixels, squared levels.
 
-    predictions and images: (N, 1, H, W) float in [0, 1]; known_arrays: bool, False where the loss is taken.
+    predictions and images: (N, 1, H, W) float in [0, 1]; known_arrays: bool, False where the loss is taken. Returns the
+    loss and, as a float64 tensor, the number of images or pixels that it is the mean of.
     """
     if kind == "mse":
-        return F.mse_loss(predictions[~known_arrays] * 255, images[~known_arrays] * 255)
+        loss, count = F.mse_loss(predictions[~known_arrays] * 255, images[~known_arrays] * 255), (~known_arrays).sum()
+        return loss, count.double()
     # The root has no gradient at 0; 1e-8 is (0.03 grey levels)^2.
-    return 255 * (_mse_per_image(predictions, images, known_arrays) + 1e-8).sqrt().mean()
+    losses = 255 * (_mse_per_image(predictions, images, known_arrays) + 1e-8).sqrt()
+    return losses.mean(), losses.new_tensor(len(losses), dtype=torch.float64)
 
 
 class FilterMuon(torch.optim.Muon):
@@ -491,7 +518,7 @@ def check_finite(loss, epoch, step, learning_rate):
     if not math.isfinite(loss):
         raise UserError(
             f"learning_rate: the loss became {loss} in epoch {epoch}, at or before step {step}; try a smaller "
-            f"one than {learning_rate:g}, or --precision float32. The last saved model is kept"
+            f"one than {learning_rate:g}, or --precision float32, under another --name. The last saved model is kept"
         )
     return loss
 

@@ -1,5 +1,6 @@
 """What the data pipeline and the networks cost on this machine, as one table: python tests/benchmark.py [--images X].
 
+With --scaling MINUTES ... it trains networks of three sizes for so long each instead, and draws score against samples.
 Not a test (pytest does not collect it): nothing is asserted, and it wants the machine for itself for some minutes.
 Memory is the sum over all processes of their share of it (PSS), so pages that workers share count once.
 """
@@ -7,6 +8,7 @@ Memory is the sum over all processes of their share of it (PSS), so pages that w
 import argparse
 import csv
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -14,13 +16,16 @@ import tempfile
 import time
 import zipfile
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from architectures import NETWORKS, ResidualUNet  # noqa: E402
 from datasets import PixelationDataset, collate, epoch_order, open_cache, split_by_folder  # noqa: E402
+from evaluation import save_figure  # noqa: E402
 from utils import ROOT, Config, build_optimizers, choose_precision, keep_freed_memory, restore, to_inputs, training_loss  # noqa: E402
 
 
@@ -51,7 +56,7 @@ def training_step(network, dtype):
     def step(pixelated_images, known_arrays, images):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             predictions = network(to_inputs(pixelated_images, known_arrays))
-        loss = training_loss("rmse", predictions, images.float() / 255, known_arrays)
+        loss = training_loss("rmse", predictions, images.float() / 255, known_arrays)[0]
         network.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 20.0, foreach=True)
@@ -88,20 +93,58 @@ def time_shares(step, batches):
     return {kind: time / sum(times.values()) for kind, time in sorted(times.items(), key=lambda item: -item[1])}
 
 
-def minutes_to_score(images, minutes):
-    """(wall minutes, score) of a training of `minutes` from nothing: imports, cache, training, validation."""
-    with tempfile.TemporaryDirectory() as output:
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, os.path.join(ROOT, "main.py"), "--images", images, "--max_minutes", str(minutes)]
-            + ["--cache_dir", output, "--output_dir", output],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        taken = (time.perf_counter() - start) / 60
-        with open(os.path.join(output, "losses", "default.csv"), encoding="utf-8") as file:
-            return taken, float(list(csv.DictReader(file))[-1]["score"])
+def train(images, minutes, cache_dir, output_dir, *options):
+    """The log's last line, as a dict of text, of a training of so many minutes in a process of its own."""
+    command = [sys.executable, os.path.join(ROOT, "main.py"), "--images", images, "--max_minutes", str(minutes)]
+    command += ["--cache_dir", cache_dir, "--output_dir", output_dir, "--name", "benchmark", *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with open(os.path.join(output_dir, "losses", "benchmark.csv"), encoding="utf-8") as file:
+        return list(csv.DictReader(file))[-1]
+
+
+SIZES = {  # network options of ResidualUNet
+    "tiny": {"channels": [32, 32, 32], "blocks": [1, 1, 1]},
+    "small": {"channels": [32, 48, 64], "blocks": [3, 2, 2]},
+    "default": {},
+}
+
+
+def scaling(images, minutes):
+    """Train each size for each number of minutes; print and draw (losses/scaling.png) score against samples."""
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    with tempfile.TemporaryDirectory() as folder:
+        for (name, options), marker, color in zip(SIZES.items(), "osD", ("0.6", "0.35", "0")):
+            parameters = sum(p.numel() for p in ResidualUNet(**options).parameters())
+            points = []
+            for m in minutes:
+                last = train(images, m, folder, folder, "--network_options", json.dumps(options))
+                points.append((int(last["samples"]), float(last["score"])))
+                print(
+                    f"{name} ({parameters:,} parameters), {m:g} minutes: {points[-1][0]:,} samples, score "
+                    f"{points[-1][1]:.3f}",
+                    flush=True,
+                )
+            samples, scores = np.array(points).T
+            slope, intercept = np.polyfit(np.log(samples), np.log(scores), 1)
+            print(
+                f"{name}: score = {np.exp(intercept):.2f} * samples ** {slope:.4f}; twice the samples: "
+                f"{100 * (1 - 2**slope):.1f} % less",
+                flush=True,
+            )
+            label = (
+                f"{name}, {parameters / 1e6:.2f}M parameters: {100 * (1 - 2**slope):.1f} % less for twice the samples"
+            )
+            axes.plot(samples, scores, marker, color=color, label=label)
+            line = np.geomspace(samples.min(), 30 * samples.max(), 50)
+            axes.plot(line, np.exp(intercept) * line**slope, "-", color=color, linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="training samples")
+    axes.set(ylabel="RMSE on the unknown pixels, grey levels; held-out images")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.grid(which="both", color="0.9")
+    axes.legend(title="each point a training of its own", fontsize=8)
+    save_figure(figure, os.path.join(ROOT, "losses", "scaling.png"))
 
 
 def memory_of_training(images, cache_dir, workers):
@@ -152,7 +195,13 @@ def main():
     parser.add_argument(
         "--photos", type=int, default=35000, help="how many photos the memory is measured with (of a zip)"
     )
+    parser.add_argument(
+        "--scaling", type=float, nargs="+", metavar="MINUTES", help="train three sizes, for so long each"
+    )
     arguments = parser.parse_args()
+    if arguments.scaling:
+        scaling(arguments.images, arguments.scaling)
+        return
     keep_freed_memory()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -211,7 +260,10 @@ def main():
                         row(f"{label}: of this, {kind}", 100 * share, "%")
 
         for minutes in arguments.minutes:
-            taken, score = minutes_to_score(arguments.images, minutes)
+            with tempfile.TemporaryDirectory() as fresh:
+                start = time.perf_counter()  # imports, cache, training, validation
+                score = float(train(arguments.images, minutes, fresh, fresh)["score"])
+                taken = (time.perf_counter() - start) / 60
             row(f"score after {taken:.1f} minutes, {minutes:g} of them training", score, "")
 
         if zipfile.is_zipfile(arguments.images):

@@ -45,10 +45,10 @@ def training(folder, name, *options):
         os.dup2(output.fileno(), 2)
     torch.set_num_threads(1)
     entry.SAVE_EVERY = 0.05  # seconds, so that many moments lie inside of a checkpoint's writing
-    options += ("--network_options", '{"channels": [16, 32], "blocks": [1, 1]}', "--synthetic_images", "400")
+    options += ("--network_options", '{"channels": [16, 32], "blocks": [1, 1]}', "--synthetic_images", "200")
     options += ("--batch_size", "8", "--precision", "float32", "--device", "cpu", "--epochs", str(EPOCHS))
     status = entry.main(
-        [*options, "--output_dir", folder, "--cache_dir", os.path.join(folder, "cache"), "--name", name]
+        [*options, "--output_dir", folder, "--cache_dir", os.path.join(folder, f"cache_{name}"), "--name", name]
     )
     os._exit(status)
 
@@ -71,7 +71,7 @@ def kill(cases, rng):
         seconds = time.monotonic() - start
         rows, state = result(folder, "undisturbed")
         assert len(rows) == EPOCHS
-        kills = finished = identical = unreadable = 0
+        kills = finished = identical = unreadable = same_kills = 0
         while kills < cases or os.path.exists(os.path.join(folder, "models", f"killed{finished}.last.pt")):
             name = f"killed{finished}"
             resume = ["--resume"] if os.path.exists(os.path.join(folder, "models", f"{name}.last.pt")) else []
@@ -91,16 +91,17 @@ def kill(cases, rng):
             if status == 0:
                 same = result(folder, name) == (rows, state)
                 finished, identical = finished + 1, identical + same
+                same_kills = kills if identical == finished else same_kills
                 print(f"{kills} kills; run {finished} finished, {'identical' if same else 'DIFFERENT'}", flush=True)
             elif status != signal.SIGKILL:
                 with open(os.path.join(folder, "output.txt"), encoding="utf-8") as file:
                     raise SystemExit(f"a resumed run ended with status {status}:\n{file.read()[-2000:]}")
         kinds = (".tmp", ".lock", ".building")
-        left = [f for _, _, files in os.walk(folder) for f in files if any(kind in f for kind in kinds)]
+        left = [f for _, dirs, files in os.walk(folder) for f in dirs + files if any(kind in f for kind in kinds)]
         print(
-            f"{kills} kills in {finished} runs of {EPOCHS} epochs ({seconds:.1f} s undisturbed): {identical} of "
-            f"{finished} identical to the undisturbed run, {unreadable} files unreadable; "
-            f"temporary files left: {left or 'none'}"
+            f"{kills} kills in {finished} runs of {EPOCHS} epochs ({seconds:.1f} s undisturbed, drawing the images "
+            f"included): {same_kills} of {kills} led to a result identical to the undisturbed run's; {unreadable} "
+            f"files unreadable; temporary files left: {left or 'none'}"
         )
         return identical == finished and not unreadable and not left
 

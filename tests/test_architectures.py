@@ -191,7 +191,7 @@ def test_every_network_learns_its_training_batch():
     for network in (BasicCNN(16, 2), DeePixV1((3, 4), (3, 3)), ResidualUNet((8, 16), (1, 1))):
         optimizer, losses = torch.optim.Adam(network.parameters(), 1e-2), []
         for _ in range(60):
-            loss = training_loss("rmse", network(to_inputs(pixelated, known)), truth, known)
+            loss = training_loss("rmse", network(to_inputs(pixelated, known)), truth, known)[0]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -18,10 +18,13 @@ import datasets
 from datasets import (
     PixelationDataset,
     RandomImagePixelationDataset,
+    _decode_chunk,
+    _open_zip,
     collate,
     decode_photo,
     draw_rectangle,
     epoch_order,
+    list_photos,
     open_cache,
     prepare_image,
     split_by_folder,
@@ -218,6 +221,29 @@ def test_sources_without_photos(tmp_path):
             open_cache(str(tmp_path / images), str(tmp_path / "cache"), 0, 0)
         assert images in str(error.value)
     assert not [name for name in os.listdir(tmp_path / "cache") if "building" in name]
+
+
+def test_damaged_zips(photos, tmp_path):
+    """A flipped bit in the directory of a zip: one clear line, or photos that are left out and named."""
+    with zipfile.ZipFile(tmp_path / "good.zip", "w") as file:
+        for path in sorted(photos.rglob("*.jpg"))[:3]:
+            file.write(path, path.name)
+    good = (tmp_path / "good.zip").read_bytes()
+    directory, rng, refused = good.index(b"PK\x01\x02"), np.random.default_rng(0), 0
+    for _ in range(300):
+        damaged = bytearray(good)
+        damaged[rng.integers(directory, len(good))] ^= 1 << rng.integers(8)
+        (tmp_path / "damaged.zip").write_bytes(damaged)
+        try:
+            photos_of_it = list_photos(str(tmp_path / "damaged.zip"))
+        except UserError as error:
+            refused += 1
+            assert "damaged.zip" in str(error)
+            continue
+        _open_zip.cache_clear()
+        results = _decode_chunk(str(tmp_path / "damaged.zip"), [name for name, _ in photos_of_it])
+        assert all(isinstance(result, (str, tuple)) for result in results) and len(results) == len(photos_of_it)
+    assert refused > 30
 
 
 # ------------------------------------------------------------------------------------------------ the cache

@@ -132,6 +132,26 @@ def test_compressed_and_broken_submissions(run, tmp_path, capsys):
         read_submission(tmp_path)
 
 
+def test_damaged_compressed_submissions(tmp_path):
+    """Each is refused, or, where a checksum does not cover the damage, read as something."""
+    serialize([np.arange(n, dtype=np.uint8) for n in (16, 100, 7)], tmp_path / "plain.bin")
+    data = (tmp_path / "plain.bin").read_bytes()
+    with zipfile.ZipFile(tmp_path / "zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("submission.bin", data)
+    whole = [(tmp_path / "zip").read_bytes()] + [module.compress(data) for module in (gzip, bz2, lzma)]
+    rng, refused = np.random.default_rng(0), 0
+    for i in range(1200):
+        damaged = bytearray(whole[i % 4])
+        damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
+        (tmp_path / "damaged").write_bytes(damaged)
+        try:
+            assert isinstance(read_submission(tmp_path / "damaged"), list)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 900
+
+
 def test_evaluate_several_models(run, tmp_path, capsys):
     for name in "ab":
         assert run("--epochs", "1", "--name", name, "--views", "1", "--seed", str(ord(name) - 97)) == 0
@@ -142,8 +162,9 @@ def test_evaluate_several_models(run, tmp_path, capsys):
     rows = {line.split()[0]: line for line in table.splitlines() if "to" in line and line[:1] not in ("\n", "P")}
     assert "IdentityModel" in rows and "mean" in rows and "rectangle" in table and "block size" in table
     assert len([line for line in table.splitlines() if re.match(r".*[ab]\.pt .* to ", line)]) == 2
-    with Image.open(tmp_path / "losses" / "default_evaluation.png") as picture:
-        assert min(picture.size) > 300 and np.ptp(np.asarray(picture.convert("L"))) == 255
+    for name in ("default_evaluation.png", "default_evaluation_samples.png"):
+        with Image.open(tmp_path / "losses" / name) as picture:
+            assert min(picture.size) > 300 and np.ptp(np.asarray(picture.convert("L"))) == 255
 
 
 def test_photos_of_the_training_are_not_evaluated(run, photos, tmp_path, capsys):
@@ -155,15 +176,31 @@ def test_photos_of_the_training_are_not_evaluated(run, photos, tmp_path, capsys)
         row = next(csv.DictReader(file))
     assert "On 5 images" in table and "held out of training" in table
     assert f"default.pt {float(row['score']):.3f} " in table
+    with zipfile.ZipFile(tmp_path / f"{photos.name}.zip", "w") as file:  # the same photos, packed
+        for path in photos.rglob("*.jpg"):
+            file.write(path, path.relative_to(photos))
+    assert run("--evaluate", "--images", str(tmp_path / f"{photos.name}.zip"), "--views", "1") == 0
+    assert f"default.pt {float(row['score']):.3f} " in capsys.readouterr().out
+    photos_of_others = photos.rename(photos.with_name("others"))
+    try:
+        assert run("--evaluate", "--images", str(photos_of_others), "--views", "1") == 0
+    finally:
+        photos_of_others.rename(photos)
+    output = capsys.readouterr().out
+    assert f"Trained on {photos.name}: " in output and "On all 60 images" in output, output
 
 
-def test_archive_to_hand_in(tmp_path):
+def test_archive_to_hand_in(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evaluation.LARGE_HAND_IN", 1e6)
     files = [tmp_path / "a.zip", tmp_path / "b.zip"]
     for file in files:
         assert entry.main(["--zip", str(file), "--output_dir", str(tmp_path)]) == 0
     assert files[0].read_bytes() == files[1].read_bytes()
+    output = capsys.readouterr().out
+    assert output.count("warning: ") == 2 and "larger than 1 MB" in output
     with zipfile.ZipFile(files[0]) as file:
         names = file.namelist()
+        assert all(output.count(f"  {name}\n") == 2 for name in names)
         file.extractall(tmp_path / "unpacked")
     assert {"main.py", "README.md", "config.json", "requirements.txt", "tests/test_main.py", "models/photos.pt"} <= set(
         names

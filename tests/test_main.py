@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import torch
 from PIL import Image
 
 import main as entry
-from datasets import prepare_image
+from datasets import open_cache, prepare_image
 from submission_serialization import deserialize
 from synthetic import synthetic_image
 from utils import ROOT, Config, parse_command_line
@@ -237,6 +239,123 @@ def test_loss_that_is_not_finite_keeps_the_best_model(run, tmp_path, capsys):
     assert (tmp_path / "models" / "default.pt").read_bytes() == best
 
 
+def test_weights_that_are_not_finite_are_never_saved(run, tmp_path, monkeypatch, capsys):
+    assert run("--epochs", "1") == 0
+    files = {path: path.read_bytes() for path in (tmp_path / "models").iterdir()}
+    step = entry.nn.utils.clip_grad_norm_
+
+    def poisoned(parameters, *arguments, **options):  # as an infinite gradient norm does: not all weights, no loss yet
+        step(parameters, *arguments, **options)
+        parameters[-1].grad.fill_(float("nan"))
+
+    monkeypatch.setattr(entry.nn.utils, "clip_grad_norm_", poisoned)
+    assert run("--epochs", "1", "--batch_size", "64") == 2  # one step
+    assert "the loss became nan" in capsys.readouterr().err
+    last = tmp_path / "models" / "default.last.pt"  # of the beginning
+    weights = torch.load(last, weights_only=True)["weights"].values()
+    assert all(w.isfinite().all() for w in weights)
+    assert {path: content for path, content in files.items() if path != last} == {
+        path: path.read_bytes() for path in (tmp_path / "models").iterdir() if path != last
+    }
+
+
+def test_an_interrupted_run_is_not_replaced(run, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        assert run("--epochs", "1") == 130
+    last = tmp_path / "models" / "default.last.pt"
+    content = last.read_bytes()
+    assert run("--epochs", "1") == 2
+    assert "--resume --name default" in capsys.readouterr().err and last.read_bytes() == content
+    assert run("--resume") == 0
+    assert run("--epochs", "1") == 0
+
+
+def test_states_that_are_none(run, tmp_path, capsys):
+    assert run("--epochs", "1") == 0
+    last = tmp_path / "models" / "default.last.pt"
+    content, state = last.read_bytes(), torch.load(last, weights_only=True)
+    wrong = [
+        content[: len(content) // 2],
+        {**state, "config": {**state["config"], "depth": 3}},
+        {**state, "config": []},
+    ]
+    wrong += [{**state, "run": {}}, {**state, "run": None}, {**state, "rng": {}}, {**state, "optimizers": []}]
+    wrong += [{**state, "optimizers": [{}, {}]}, {**state, "average": {}}, {**state, "precision": "int8"}]
+    wrong += [{**state, "weights": {3: 4}}, {**state, "images": None}, state["run"]]
+    wrong += [{**state, "config": {**state["config"], "network": "BasicCNN", "network_options": {}}}]
+    capsys.readouterr()
+    for number, case in enumerate(wrong):
+        if isinstance(case, bytes):
+            last.write_bytes(case)
+        else:
+            torch.save(case, last)
+        before = last.read_bytes()
+        assert run("--resume", "--epochs", "2") == 2, number
+        error = [line for line in capsys.readouterr().err.splitlines() if "main.py: error" in line]
+        assert len(error) == 1 and last.read_bytes() == before
+
+
+def test_early_stopping_and_best_score_survive_interruptions(run, tmp_path, monkeypatch):
+    options = ("--epochs", "20", "--patience", "3", "--learning_rate", "0.02", "--ema_decay", "0")
+    assert run("--name", "whole", *options) == 0
+    rows = log(tmp_path, "whole")
+    assert 4 <= len(rows) < 20
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4 * len(rows) - 5)  # when it has waited for a better score for an epoch or more
+        assert run("--name", "parts", *options) == 130
+    assert run("--name", "parts", "--resume") == 0
+    assert [row["score"] for row in log(tmp_path, "parts")] == [row["score"] for row in rows]
+    best = [torch.load(tmp_path / "models" / f"{name}.pt", weights_only=True)["score"] for name in ("whole", "parts")]
+    assert best[0] == best[1] == min(row["score"] for row in rows)
+
+
+def test_the_working_directory_does_not_matter(run, test_set, tmp_path, monkeypatch):
+    assert run("--epochs", "1") == 0
+    written = []
+    for place in (ROOT, tmp_path):
+        monkeypatch.chdir(place)
+        submission = tmp_path / f"{len(written)}.bin"
+        assert run("--predict", "--name", "default", "--test_set", test_set[0], "--submission", str(submission)) == 0
+        written.append(submission.read_bytes())
+    assert written[0] == written[1]
+    assert run("--epochs", "1", "--name", "again") == 0
+    a, b = (torch.load(tmp_path / "models" / f"{name}.pt", weights_only=True) for name in ("default", "again"))
+    assert all(map(torch.equal, a["weights"].values(), b["weights"].values()))
+
+
+def children(pid):
+    """The process ids of all children of a process (Linux)."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(word) for word in found.stdout.split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at processes with the ps of Linux")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ended_while_images_are_prepared(tmp_path, number):
+    cache = tmp_path / "cache"
+    command = [sys.executable, os.path.join(ROOT, "main.py"), "--output_dir", str(tmp_path), "--cache_dir", str(cache)]
+    process = subprocess.Popen([*command, "--synthetic_images", "100000"], stderr=subprocess.PIPE)
+    while not (cache.exists() and list(cache.glob("*.building.*/pixels.bin")) and children(process.pid)):
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = children(process.pid)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    for _ in range(100):  # they look once a second whether their parent is there
+        workers = [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
+        if not workers:
+            break
+        time.sleep(0.1)
+    assert not workers
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL and len(list(cache.iterdir())) == 1
+        open_cache("synthetic", str(cache), 0, 10)
+    else:
+        assert process.returncode == 130
+    assert not list(cache.glob("*.building.*"))
+
+
 def test_a_full_disk_keeps_the_last_good_checkpoint(run, tmp_path, capsys):
     """A limit on the size of files stands for the full disk."""
     assert run("--epochs", "1") == 0
@@ -305,6 +424,45 @@ def test_learning_rate_is_a_function_of_progress():
     assert entry.training_progress(config, 30, 10, 12) == pytest.approx(0.3)  # by epochs
     assert entry.training_progress(config, 30, 10, 60) == pytest.approx(0.5)  # by minutes
     assert entry.training_progress(config, 500, 10, 0) == 1
+
+
+def test_tensorboard_gets_what_the_log_gets(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if not installed
+    assert run("--tensorboard", "true", "--epochs", "1") == 2
+    assert "pip install tensorboard" in capsys.readouterr().err
+
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            written.append((folder, purge_step))
+
+        def add_scalar(self, *scalar):
+            written.append(scalar)
+
+        def add_images(self, name, images, step):
+            assert images.dtype == torch.uint8 and images.shape[1:] == (1, 64, 3 * 64)
+            written.append((name, step))
+
+        def flush(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    assert run("--tensorboard", "true", "--epochs", "2") == 0
+    assert written[0] == (str(tmp_path / "losses" / "default_tensorboard"), 1)
+    for row, line in zip(log(tmp_path), (written[1:5], written[5:9]), strict=True):
+        step = int(row["step"])
+        assert line[:3] == [(key, float(row[key]), step) for key in ("train_loss", "score", "identity_score")]
+        assert line[3] == ("truth, pixelated, prediction", step)
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_training_is_the_same(run, tmp_path):
+    for name in ("true", "false"):
+        options = ("--network", "BasicCNN", "--network_options", '{"channels": 8, "layers": 1}', "--optimizer", "adamw")
+        assert run("--epochs", "1", "--compile", name, "--name", name, *options) == 0
+    compiled, plain = (float(log(tmp_path, name)[0]["score"]) for name in ("true", "false"))
+    assert compiled == pytest.approx(plain, abs=0.01)
 
 
 def test_command_line_in_a_process(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 import main as entry
 from architectures import ResidualUNet
@@ -106,3 +106,11 @@ def test_files(tmp_path, capsys):
         assert entry.main(["--depixelate", *options]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
+
+
+def test_the_colour_profile_stays(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(photo(90, 80)).save(tmp_path / "a.png", icc_profile=profile)
+    assert entry.main(["--pixelate", str(tmp_path / "a.png")]) == 0
+    with Image.open(tmp_path / "a_pixelated.png") as image:
+        assert image.info["icc_profile"] == profile

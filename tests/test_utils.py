@@ -42,13 +42,15 @@ def test_score_worked_example():
     score = per_image.mean().item()
     over_all_unknown_pixels = math.sqrt((9 + 16 + 36) / 3)  # another number: the kind of RMSE matters
     assert score == pytest.approx(4.76777, abs=1e-5) and abs(score - over_all_unknown_pixels) > 0.2
-    assert training_loss("rmse", predictions / 255, images, known).item() == pytest.approx(score, abs=1e-3)
-    assert training_loss("mse", predictions / 255, images, known).item() == pytest.approx(61 / 3, rel=1e-5)
+    for kind, expected, of in (("rmse", score, 2), ("mse", 61 / 3, 3)):  # images, unknown pixels
+        loss, count = training_loss(kind, predictions / 255, images, known)
+        assert loss.item() == pytest.approx(expected, abs=1e-3) and count.item() == of
 
 
 def test_loss_has_a_gradient_where_the_prediction_is_right():
     predictions = torch.zeros(1, 1, 2, 2, requires_grad=True)
-    training_loss("rmse", predictions, torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, dtype=torch.bool)).backward()
+    known_arrays = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
+    training_loss("rmse", predictions, torch.zeros(1, 1, 2, 2), known_arrays)[0].backward()
     assert predictions.grad.isfinite().all()
 
 
@@ -94,26 +96,28 @@ def test_config_file_has_every_key_and_the_defaults():
         ("images", [3, None, ["a"], ""]),
         ("name", ["", "a/b", "..", ".x", 5]),
         ("network", ["ResNet", 1]),
-        ("network_options", [[], "x", None]),
+        ("network_options", [[], "x", None, {"channels": [32, 10**5]}, {"channels": 10**400}]),
         ("loss", ["l1", None]),
         ("epochs", [0, -1, 1.5, "3", True, float("nan")]),
         ("max_minutes", [0, -1, "x", float("inf"), float("nan")]),
         ("optimizer", ["sgd", None]),
-        ("batch_size", [0, None, 2.5, True]),
-        ("learning_rate", [0, -1e-3, "fast", float("nan"), None, True]),
+        ("batch_size", [0, None, 2.5, True, 10**9]),
+        ("learning_rate", [0, -1e-3, "fast", float("nan"), None, True, 10**400]),
         ("warmup", [-0.1, 1.1]),
         ("decay", [-0.1, 2]),
         ("weight_decay", [-1]),
         ("gradient_clip", [0]),
         ("ema_decay", [-0.1, 1, 1.5]),
         ("crop_scale", [[0.5], [0, 1], [0.9, 0.5], [0.5, 1.5], ["a", "b"], 0.5]),
-        ("synthetic_images", [1, None]),
+        ("synthetic_images", [1, None, 10**9]),
         ("validation_fraction", [0, 0.6]),
         ("patience", [0, "x"]),
         ("seed", [-1, 2**32, 1.5]),
         ("device", ["gpu", 0]),
         ("precision", ["float16"]),
-        ("workers", [-1, 1.5]),
+        ("compile", [1, "yes", None]),
+        ("tensorboard", [0, "on", None]),
+        ("workers", [-1, 1.5, 10**6]),
         ("init", [1, ""]),
         ("model", [1]),
         ("views", [0, 9, None, 1.5]),
@@ -122,7 +126,7 @@ def test_config_file_has_every_key_and_the_defaults():
         ("area", [[1, 2, 3], "1 2 3 4", [1, 2, 3, -4], [1, 2, 3, 4.5], 7]),
         ("block_size", [1, 2.5, "x"]),
         ("cache_dir", [None]),
-        ("output_dir", [None]),
+        ("output_dir", [None, "a\0b"]),
     ],
 )
 def test_every_key_refuses_wrong_values(key, values):

@@ -1,0 +1,114 @@
+"""Training in several processes, as torchrun starts them, and under the spawn start method of other systems."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from test_main import TINY
+
+import main as entry
+from utils import ROOT
+
+MAIN = os.path.join(ROOT, "main.py")
+
+
+def options(folder, *more):
+    """Of a small run whose batches two processes cannot share evenly."""
+    places = ["--output_dir", str(folder), "--cache_dir", str(folder.parent / "cache")]
+    return [*TINY, "--optimizer", "adamw", "--batch_size", "15", "--seed", "3", *places, *more]
+
+
+def start(folder, *more):
+    """Two processes that train together, in a process group of their own; OMP_NUM_THREADS is 1 in each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", MAIN]
+    return subprocess.Popen(
+        command + options(folder, *more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def rows(folder):
+    with open(folder / "losses" / "default.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder):
+    return torch.load(folder / "models" / "default.last.pt", weights_only=True)["weights"]
+
+
+def test_two_processes_train_as_one_does_and_resume_exactly(tmp_path):
+    alone, both, parts = (tmp_path / name for name in ("alone", "both", "parts"))
+    # AdamW, since Muon, which iterates in bfloat16, makes much of the rounding in which the two differ
+    assert entry.main(options(alone, "--epochs", "12")) == 0
+
+    output = start(both, "--epochs", "12").communicate(timeout=120)[0]
+    assert "batches of 15, shared by 2 processes" in output and output.count("Done: best score") == 1, output
+    assert len(rows(both)) == 12
+    for one, two in zip(rows(alone), rows(both), strict=True):
+        assert [one[key] for key in ("epoch", "step", "samples")] == [two[key] for key in ("epoch", "step", "samples")]
+        assert float(one["score"]) == pytest.approx(float(two["score"]), abs=0.005)
+        assert one["identity_score"] == two["identity_score"]
+    assert float(rows(both)[-1]["score"]) < float(rows(both)[-1]["identity_score"]) - 1
+
+    process = start(parts, "--epochs", "12")
+    while not (parts / "losses" / "default.csv").exists():  # the end of the first epoch
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal, which reaches torchrun and all it started
+    output = process.communicate(timeout=120)[0]
+    assert output.count("Stopped at epoch") == 1 and process.returncode, output
+    assert len(rows(parts)) < 12
+    output = start(parts, "--resume").communicate(timeout=120)[0]
+    assert output.count("Done: best score") == 1, output
+    for one, two in zip(rows(both), rows(parts), strict=True):
+        assert {**one, "minutes": 0} == {**two, "minutes": 0}
+    assert all(torch.equal(a, b) for a, b in zip(weights(both).values(), weights(parts).values(), strict=True))
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.lock"))
+
+
+def test_mse_of_two_processes_is_that_of_one(tmp_path):
+    """A mean over pixels, of which each image has another number."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    more = (
+        "--epochs",
+        "2",
+        "--loss",
+        "mse",
+        "--network",
+        "BasicCNN",
+        "--network_options",
+        '{"channels": 8, "layers": 2}',
+    )
+    assert entry.main(options(alone, *more)) == 0
+    output = start(both, *more).communicate(timeout=120)[0]
+    for one, two in zip(rows(alone), rows(both), strict=True):
+        assert float(one["train_loss"]) == pytest.approx(float(two["train_loss"]), rel=1e-4), output
+        assert float(one["score"]) == pytest.approx(float(two["score"]), abs=0.005)
+
+
+def test_a_mistake_is_one_line_in_several_processes_too(tmp_path):
+    process = start(tmp_path / "x", "--images", str(tmp_path / "nowhere"))
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode and output.count("main.py: error: ") == 1 and "there is no folder or file" in output
+    assert "RuntimeError" not in output
+
+
+def test_the_spawn_start_method(tmp_path):
+    """As on Windows and macOS, where processes import everything anew and inherit nothing."""
+    script = tmp_path / "spawned.py"
+    script.write_text(
+        f"import multiprocessing, sys\nsys.path.insert(0, {ROOT!r})\nimport main\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('spawn')\n"
+        f"    sys.exit(main.main({options(tmp_path / 'out', '--epochs', '1', '--workers', '2')!r}))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Done: best score" in done.stdout, done.stderr
