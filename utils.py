@@ -400,7 +400,7 @@ def locked(path, advice):
             if sys.platform == "win32":
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
             else:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # worker processes do not inherit it, as a flock
         except (BlockingIOError, PermissionError):
             file.close()
             raise UserError(f"{path}: held by another run; {advice}") from None
