@@ -109,41 +109,63 @@ SIZES = {  # network options of ResidualUNet
 }
 
 
-def scaling(images, minutes):
-    """Train each size for each number of minutes; print and draw (losses/scaling.png) score against samples."""
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    axes = figure.add_subplot()
+LONGER = {"small": ["small"], "default": ["photos_start", "photos"]}  # shipped runs; a later one continues the first
+TABLE = os.path.join(ROOT, "losses", "scaling.csv")
+
+
+def train_sizes(images, minutes):
+    """Train each size from nothing for each number of minutes; write their results to losses/scaling.csv."""
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for (name, options), marker, color in zip(SIZES.items(), "osD", ("0.6", "0.35", "0")):
-            parameters = sum(p.numel() for p in ResidualUNet(**options).parameters())
-            points = []
+        for name, options in SIZES.items():
             for m in minutes:
                 last = train(images, m, folder, folder, "--network_options", json.dumps(options))
-                points.append((int(last["samples"]), float(last["score"])))
-                print(
-                    f"{name} ({parameters:,} parameters), {m:g} minutes: {points[-1][0]:,} samples, score "
-                    f"{points[-1][1]:.3f}",
-                    flush=True,
-                )
-            samples, scores = np.array(points).T
-            slope, intercept = np.polyfit(np.log(samples), np.log(scores), 1)
-            print(
-                f"{name}: score = {np.exp(intercept):.2f} * samples ** {slope:.4f}; twice the samples: "
-                f"{100 * (1 - 2**slope):.1f} % less",
-                flush=True,
-            )
-            label = (
-                f"{name}, {parameters / 1e6:.2f}M parameters: {100 * (1 - 2**slope):.1f} % less for twice the samples"
-            )
-            axes.plot(samples, scores, marker, color=color, label=label)
-            line = np.geomspace(samples.min(), 30 * samples.max(), 50)
-            axes.plot(line, np.exp(intercept) * line**slope, "-", color=color, linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="training samples")
-    axes.set(ylabel="RMSE on the unknown pixels, grey levels; held-out images")
+                rows.append({"size": name, "minutes": m, "samples": last["samples"], "score": last["score"]})
+                print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    with open(TABLE, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def fit(samples, scores):
+    """(floor, factor, exponent) of score = floor + factor * samples ** exponent, with the floor that fits best."""
+    best = (np.inf,)
+    for floor in np.arange(0, scores.min() - 0.02, 0.01):
+        exponent, factor = np.polyfit(np.log(samples), np.log(scores - floor), 1)
+        error = np.square(floor + np.exp(factor) * samples**exponent - scores).sum()
+        best = min(best, (error, floor, np.exp(factor), exponent))
+    return best[1:]
+
+
+def plot_scaling():
+    """Score against training samples, of losses/scaling.csv and of the shipped runs, as losses/scaling.png."""
+    with open(TABLE, encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, options), marker, color in zip(SIZES.items(), "osD", ("0.6", "0.35", "0")):
+        parameters = sum(p.numel() for p in ResidualUNet(**options).parameters())
+        points, seen = [(int(row["samples"]), float(row["score"])) for row in rows if row["size"] == name], 0
+        for run in LONGER.get(name, []):
+            with open(os.path.join(ROOT, "losses", f"{run}.csv"), encoding="utf-8") as file:
+                last = list(csv.DictReader(file))[-1]
+            seen += int(last["samples"])
+            points.append((seen, float(last["score"])))
+        samples, scores = np.array(points).T
+        floor, factor, exponent = fit(samples, scores)
+        law = f"{floor:.2f} + {factor:.3g} n^{exponent:.2f}"
+        ahead = floor + factor * (10 * samples[-1]) ** exponent
+        print(f"{name}: {law}; with ten times the samples of its longest training ({samples[-1]:,.0f}): {ahead:.2f}")
+        axes.plot(samples, scores, marker, color=color, label=f"{name}, {parameters / 1e6:.2f}M parameters: {law}")
+        line = np.geomspace(samples.min(), 10 * samples.max(), 100)
+        axes.plot(line, floor + factor * line**exponent, "-", color=color, linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="training samples n")
+    axes.set(ylabel="RMSE on the unknown pixels, grey levels; held-out photos, one view")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(which="both", color="0.9")
-    axes.legend(title="each point a training of its own", fontsize=8)
+    axes.legend(title="each point the end of a training; fitted lines", fontsize=8)
     save_figure(figure, os.path.join(ROOT, "losses", "scaling.png"))
 
 
@@ -196,11 +218,17 @@ def main():
         "--photos", type=int, default=35000, help="how many photos the memory is measured with (of a zip)"
     )
     parser.add_argument(
-        "--scaling", type=float, nargs="+", metavar="MINUTES", help="train three sizes, for so long each"
+        "--scaling",
+        type=float,
+        nargs="*",
+        metavar="MINUTES",
+        help="train three sizes, for so long each; none: draw anew",
     )
     arguments = parser.parse_args()
     if arguments.scaling:
-        scaling(arguments.images, arguments.scaling)
+        train_sizes(arguments.images, arguments.scaling)
+    if arguments.scaling is not None:
+        plot_scaling()
         return
     keep_freed_memory()
     torch.manual_seed(0)
