@@ -206,6 +206,10 @@ def test_archive_to_hand_in(tmp_path, monkeypatch, capsys):
         names
     )
     assert {"models/photos.json", "losses/photos.csv", ".ci/run"} <= set(names)
-    assert not [name for name in names if re.search(r"cache|venv|\.git/|\.last\.|pkl|_samples", name)]
+    with open(tmp_path / "unpacked" / "README.md", encoding="utf-8") as file:
+        assert set(re.findall(r"!\[.*\]\((.*)\)", file.read())) <= set(names)
+    assert not [
+        name for name in names if re.search(r"cache|venv|\.git/|\.last\.|pkl|(?<!drawn_evaluation)_samples", name)
+    ]
     done = subprocess.run([sys.executable, "main.py", "--summary"], cwd=tmp_path / "unpacked", capture_output=True)
     assert done.returncode == 0 and b"ResidualUNet" in done.stdout
