@@ -371,7 +371,7 @@ def open_cache(images, cache_dir, seed, synthetic_images):
 
 
 def _runs(pid):
-    """Whether there is a process of this number; on Windows, where asking would end it, None knows: True."""
+    """Whether there is a process of this number. On Windows, where asking would end it: True."""
     if os.name == "posix":
         try:
             os.kill(pid, 0)
