@@ -13,7 +13,9 @@ import hashlib
 import io
 import json
 import os
+import platform
 import shutil
+import time
 import warnings
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
@@ -341,7 +343,7 @@ def open_cache(images, cache_dir, seed, synthetic_images):
             chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
             job, first = _decode_chunk, images
         os.makedirs(cache_dir, exist_ok=True)
-        building = f"{path}.building.{os.getpid()}"
+        building = f"{path}.building.{digest(platform.node())}.{os.getpid()}"
         try:
             os.makedirs(building)
             _build_cache(building, names, chunks, job, first, "drawing" if images == "synthetic" else "decoding")
@@ -350,7 +352,7 @@ def open_cache(images, cache_dir, seed, synthetic_images):
                 if not name.startswith(place + "-") or old == building:
                     continue
                 with contextlib.suppress(OSError):  # another process was faster
-                    if ".building." not in name or not _runs(int(name.rpartition(".")[2])):
+                    if ".building." not in name or _abandoned(old):
                         shutil.rmtree(old)
             os.replace(building, path)
         except OSError as error:
@@ -370,16 +372,18 @@ def open_cache(images, cache_dir, seed, synthetic_images):
     return cache
 
 
-def _runs(pid):
-    """Whether there is a process of this number. On Windows, where asking would end it: True."""
-    if os.name == "posix":
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # another user's
-            pass
-    return True
+def _abandoned(building):
+    """Whether the process that built a cache in this folder is gone; of other machines' and on Windows: for a day."""
+    machine, pid = building.rsplit(".", 2)[1:]
+    if os.name != "posix" or machine != digest(platform.node()):
+        return time.time() - os.stat(building).st_mtime > 86400
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        pass
+    return False
 
 
 def digest(value):

@@ -3,6 +3,10 @@
 import io
 import itertools
 import os
+import platform
+import shutil
+import subprocess
+import sys
 import time
 import zipfile
 
@@ -284,6 +288,22 @@ def test_cache_notices_every_change(tmp_path, monkeypatch):
     assert changed() and not changed()
     monkeypatch.setattr(datasets, "CACHE_SIDE", 96)
     assert changed() and not changed()
+
+
+def test_only_abandoned_caches_are_removed(photos, tmp_path):
+    place = os.path.basename(open_cache(str(photos), str(tmp_path), 0, 0).path)
+    shutil.rmtree(tmp_path / place)
+    here = datasets.digest(platform.node())
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    old = [f"{place}.building.{here}.{dead.pid}", f"{place}.building.0.{os.getppid()}", f"{place}.building.9"]
+    alive = [f"{place}.building.{here}.{os.getppid()}", f"{place}.building.0.{dead.pid}", f"other.building.{here}.1"]
+    for name in old + alive:
+        (tmp_path / name).mkdir()
+    for name in old[1:]:
+        os.utime(tmp_path / name, (0, 0))
+    open_cache(str(photos), str(tmp_path), 0, 0)
+    assert set(os.listdir(tmp_path)) == {place, *alive}
 
 
 def test_synthetic_images_are_functions_of_seed_and_index(tmp_path):
