@@ -1,17 +1,25 @@
-"""The networks. Every one maps (N, 2, H, W) -> (N, 1, H, W), float32.
+"""The networks.
 
-Input channel 0: the pixelated image, grey values in [0, 1] (uint8 / 255). Channel 1: the known mask, 1 where the pixel
-is original, 0 where it is to be predicted. Output: the restored image on the same scale.
+Depixelation: (N, 2, H, W) -> (N, 1, H, W), float32. Input channel 0: the pixelated image, grey values in [0, 1]
+(uint8 / 255). Channel 1: the known mask, 1 where the pixel is original, 0 where it is to be predicted. Output: the
+restored image on the same scale.
 
-ResidualUNet   ours. Ronneberger et al. 2015 (U-Net), He et al. 2016 (residual blocks), Shi et al. 2016 (pixel shuffle).
-DeePixV1       the winner of the 2023 challenge.
-BasicCNN       the course's reference.
-IdentityModel  the pixelated image itself: what doing nothing scores.
+ResidualUNet   ours: a U-Net that respects what is known
+DeePixV1       the winner of the 2023 challenge
+BasicCNN       the course's reference
+IdentityModel  the pixelated image itself: what doing nothing scores
+
+For any task:
+
+UNet           residual blocks at several resolutions. Ronneberger et al. 2015 (U-Net), He et al. 2016 (residual
+               blocks), Shi et al. 2016 (pixel shuffle)
 """
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from datasets import SIZE_RANGE
 
 # ------------------------------------------------------------------------------------------------ the block grid
 
@@ -43,6 +51,11 @@ def _offsets(unknown, axis):
     """Position along axis (1: y, 2: x) relative to the rectangle's first row or column: (N, H or W) int64."""
     hit = unknown.any(dim=3 - axis)  # (N, H or W)
     return torch.arange(hit.shape[1], device=hit.device) - hit.int().argmax(dim=1, keepdim=True)
+
+
+NEAR = 4  # pixels around the rectangle whose brightness and contrast are those of what is hidden
+DEVIATION_OFFSET = 0.02  # 5 of 255 grey levels
+PROJECTIONS = 10  # after which hardly any pixel leaves [0, 1] by more than what rounding takes
 
 
 class BlockGrid:
@@ -82,6 +95,23 @@ class BlockGrid:
             extent = self.unknown[:, 0].any(dim=3 - axis).sum(dim=1, keepdim=True)
             inside.append(((offset >= -reach) & (offset < extent + reach)).float())
         return (inside[0][:, :, None] * inside[1][:, None, :])[:, None]
+
+    def statistics(self, maps):
+        """Mean and standard deviation of maps, (N, 1, H, W), in and near the rectangle: (N, 1, 1, 1) each.
+
+        The deviation has an offset, so that flat surroundings do not blow up noise.
+        """
+        near = self.surroundings(NEAR)
+        near = near / near.sum((2, 3), keepdim=True).clamp(min=1)
+        center = (maps * near).sum((2, 3), keepdim=True)
+        return center, ((maps - center) ** 2 * near).sum((2, 3), keepdim=True).sqrt() + DEVIATION_OFFSET
+
+    def within_range(self, images, means):
+        """Images within [0, 1], as near as possible to these block means: alternates between the two conditions."""
+        for _ in range(PROJECTIONS):
+            images = images.clamp(0, 1)
+            images = images + means - self.means(images)
+        return images
 
     def expected_means(self, images):
         """The expected mean of each block before pixelation floored it, written to its pixels. (N, 1, H, W).
@@ -129,37 +159,27 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
-class ResidualUNet(nn.Module):
-    """Our residual CNN: a U-Net on a window around the rectangle that predicts a residual on the pixelated image.
+class UNet(nn.Module):
+    """Residual blocks at several resolutions, joined by skip connections that are added. Its output starts at zero.
 
-    What is known is respected exactly: known pixels are returned as they are, and the mean of each block of the output
-    is the block's pixelated value plus the expected loss of its flooring. What is easy is not learned: the network
-    starts from a smooth interpolation with the right block means, and sees it at zero mean and unit deviation around
-    the rectangle.
-
-    channels: per stage; the first works at full resolution, each further one at half of that before. blocks: residual
-    blocks per stage, on the way down and again on the way up, at the bottom once. margin: how far the window reaches
-    beyond the rectangle, in pixels, at least. size_range: smallest and largest block size that may occur.
-
-    views: at test time the mean of so many predictions, 1 to 8, is returned: the U-Net sees what is to be restored
-    flipped and transposed. All eight symmetries are valid, since the block grid is dealt with outside of it. In
-    training each batch is seen in a random one.
+    (N, in_channels, H, W) -> (N, out_channels, H, W); H and W must be multiples of .multiple. channels: per stage; the
+    first works at full resolution, each further one at half of that before. blocks: residual blocks per stage, on the
+    way down and again on the way up, at the bottom once.
     """
 
-    def __init__(self, channels=(32, 64, 96, 128), blocks=(4, 3, 2, 2), margin=8, size_range=(4, 16)):
+    def __init__(self, in_channels=1, out_channels=1, channels=(32, 64, 96), blocks=(2, 2, 2)):
         super().__init__()
         if len(blocks) != len(channels):
             raise ValueError(f"blocks must have a number for each of the {len(channels)} stages")
-        self.margin, self.sizes, self.views = margin, range(size_range[0], size_range[1] + 1), 1
-        self.multiple = 2 ** (len(channels) - 1)  # of window sides, so that every stage halves evenly
+        self.multiple = 2 ** (len(channels) - 1)  # so that every stage halves evenly
         stages = list(zip(channels, channels[1:], blocks))
-        self.first = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.first = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         self.down = nn.ModuleList(self._stage(a, n) for a, _, n in stages)
         self.reduce = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b, _ in stages)
         self.bottom = self._stage(channels[-1], blocks[-1])
         self.expand = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b, _ in stages)
         self.up = nn.ModuleList(self._stage(a, n) for a, _, n in stages)
-        self.last = nn.Conv2d(channels[0], 1, 3, padding=1)
+        self.last = nn.Conv2d(channels[0], out_channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -167,26 +187,58 @@ class ResidualUNet(nn.Module):
     def _stage(channels, blocks):
         return nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
 
+    def forward(self, maps):
+        x, skips = self.first(maps), []  # (N, in_channels, H, W) -> (N, channels[0], H, W)
+        for stage, reduce in zip(self.down, self.reduce):
+            x = stage(x)
+            skips.append(x)
+            x = reduce(x)  # (N, a, h, w) -> (N, b, h / 2, w / 2)
+        x = self.bottom(x)
+        for stage, expand in zip(reversed(self.up), reversed(self.expand)):
+            x = stage(F.pixel_shuffle(expand(x), 2) + skips.pop())  # (N, b, h / 2, w / 2) -> (N, a, h, w)
+        return self.last(x)  # (N, out_channels, H, W)
+
+
+class ResidualUNet(UNet):
+    """Our residual CNN: a U-Net on a window around the rectangle that predicts a residual on the pixelated image.
+
+    What is known is respected exactly: known pixels are returned as they are, and the mean of each block of the output
+    is the block's pixelated value plus the expected loss of its flooring. What is easy is not learned: the U-Net
+    starts from a smooth interpolation with the right block means, and sees it at zero mean and unit deviation around
+    the rectangle.
+
+    channels, blocks: of the UNet. margin: how far the window reaches beyond the rectangle, in pixels, at least.
+    size_range: smallest and largest block size that may occur.
+    """
+
+    SYMMETRIES = 8  # The block grid is dealt with outside of the U-Net, so what it sees may be flipped and transposed.
+
+    def __init__(self, channels=(32, 64, 96, 128), blocks=(4, 3, 2, 2), margin=8, size_range=SIZE_RANGE):
+        super().__init__(3, 1, channels, blocks)
+        if not 0 <= margin <= 1000:
+            raise ValueError("margin must be 0 to 1000")
+        self.margin, self.sizes = margin, range(size_range[0], size_range[1] + 1)
+
     def window_side(self, extent):
         """Side of the window, in pixels, for a rectangle's width or height: an int, array or tensor of ints."""
         return -(-(extent + 2 * self.margin) // self.multiple) * self.multiple
 
-    def forward(self, inputs):
+    def forward(self, inputs, symmetries=(0,)):
+        """The mean of the predictions in these symmetries of the square, numbers from 0 (as it is) to 7."""
         height, width = inputs.shape[2:]
         padding = (0, -width % self.multiple, 0, -height % self.multiple)
         images = F.pad(inputs[:, :1].float(), padding, "replicate")
         unknown = F.pad(inputs[:, 1:] == 0, padding)
         output = images.clone()
-        views = torch.randint(8, (1,)).tolist() if self.training else range(self.views)
         starts, sides = zip(*(self._windows(unknown[:, 0], axis) for axis in (1, 2)))
         sides = torch.stack(sides, dim=1)  # (N, 2)
-        for kind in sides.unique(dim=0):  # images with windows of one shape are restored together
-            n = (sides == kind).all(dim=1).nonzero()  # (M, 1)
+        for shape in sides.unique(dim=0):  # images with windows of one shape are restored together
+            n = (sides == shape).all(dim=1).nonzero()  # (M, 1)
             rows, columns = (
-                start[n] + torch.arange(side, device=inputs.device) for start, side in zip(starts, kind.tolist())
+                start[n] + torch.arange(side, device=inputs.device) for start, side in zip(starts, shape.tolist())
             )
-            place = (n[:, :, None], 0, rows[:, :, None], columns[:, None, :])  # of an (M, h, w) window in (N, 1, H, W)
-            output[place] = self._restore(images[place][:, None], unknown[place][:, None], views)[:, 0]
+            window = (n[:, :, None], 0, rows[:, :, None], columns[:, None, :])  # (M, h, w) of (N, 1, H, W)
+            output[window] = self._restore(images[window][:, None], unknown[window][:, None], symmetries)[:, 0]
         return output[:, :, :height, :width]
 
     def _windows(self, unknown, axis):
@@ -197,43 +249,29 @@ class ResidualUNet(nn.Module):
         side = self.window_side(extent).clamp(max=length)
         return (first + torch.div(extent - side, 2, rounding_mode="floor")).clamp(min=0).minimum(length - side), side
 
-    def _restore(self, images, unknown, views):
+    def _restore(self, images, unknown, symmetries):
         """The restored windows, (N, 1, h, w), of images, (N, 1, h, w) in [0, 1], and unknown, bool of that shape."""
         with torch.autocast(images.device.type, enabled=False):  # grey values need more than the 8 bits of bfloat16
             grid = BlockGrid(images, unknown, self.sizes)
             means = grid.expected_means(images)
             guess = interpolate(images, means, grid)
-            near = grid.surroundings(4)
-            near = near / near.sum((2, 3), keepdim=True).clamp(min=1)
-            center = (guess * near).sum((2, 3), keepdim=True)
-            scale = ((guess - center) ** 2 * near).sum((2, 3), keepdim=True).sqrt() + 0.02
-            maps = torch.cat([(guess - center) / scale, (images - center) / scale, 1 - unknown.float()], dim=1)
-        residual = guess + scale * sum(self._view(maps, view) for view in views) / len(views)
+            center, deviation = grid.statistics(guess)
+            maps = torch.cat([(guess - center) / deviation, (images - center) / deviation, 1 - unknown.float()], dim=1)
+        views = [transform(super(ResidualUNet, self).forward, maps, symmetry) for symmetry in symmetries]
+        residual = guess + deviation * sum(views) / len(views)
         with torch.autocast(images.device.type, enabled=False):
             restored = means + residual - grid.means(residual)
-            if not self.training:  # alternate between the images within [0, 1] and those with these means
-                for _ in range(10):
-                    restored = restored.clamp(0, 1)
-                    restored = restored + means - grid.means(restored)
+            if not self.training:
+                restored = grid.within_range(restored, means)
             return torch.where(unknown, restored, images)
 
-    def _view(self, maps, view):
-        """The U-Net's residual, float32, of one of the eight symmetries of the maps; 0 is the maps as they are."""
-        axes = [axis for axis, bit in ((3, 1), (2, 2)) if view & bit]
-        maps = maps.flip(axes).mT if view & 4 else maps.flip(axes)
-        residual = self._unet(maps.contiguous(memory_format=torch.channels_last)).float()
-        return (residual.mT if view & 4 else residual).flip(axes)
 
-    def _unet(self, maps):
-        x, skips = self.first(maps), []  # (N, 3, h, w) -> (N, channels[0], h, w)
-        for stage, reduce in zip(self.down, self.reduce):
-            x = stage(x)
-            skips.append(x)
-            x = reduce(x)
-        x = self.bottom(x)
-        for stage, expand in zip(reversed(self.up), reversed(self.expand)):
-            x = stage(F.pixel_shuffle(expand(x), 2) + skips.pop())
-        return self.last(x)  # (N, 1, h, w)
+def transform(network, maps, symmetry):
+    """The network's output, float32, for the maps in one of eight symmetries, turned back. Bits: x, y, transposed."""
+    axes = [axis for axis, bit in ((3, 1), (2, 2)) if symmetry & bit]
+    maps = maps.flip(axes).mT if symmetry & 4 else maps.flip(axes)
+    output = network(maps.contiguous(memory_format=torch.channels_last)).float()
+    return (output.mT if symmetry & 4 else output).flip(axes)
 
 
 def interpolate(images, means, grid, deviations=(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1)):
@@ -296,5 +334,4 @@ class DeePixV1(nn.Module):
         return torch.where(inputs[:, 1:] > 0, inputs[:, :1], restored)
 
 
-NETWORKS = {network.__name__: network for network in (IdentityModel, BasicCNN, DeePixV1, ResidualUNet)}
-BLOCKS = (ResidualBlock, DeePixBlock)
+BLOCKS = (ResidualBlock, DeePixBlock)  # what --summary lists as a whole

@@ -1,39 +1,22 @@
-"""From photos to batches.
+"""From images to batches.
 
 The course's functions and classes come first: `to_grayscale`, `prepare_image`, `RandomImagePixelationDataset`,
-`stack_with_padding`. Then what training adds: an image source (folder, zip or "synthetic") is decoded once, in
-parallel, into a cache of small grayscale arrays on disk (`ImageCache`), split by folder, and served with fresh random
-crops and rectangles (`PixelationDataset`). A batch travels as uint8 and becomes float on the device.
+`stack_with_padding`. Then what training adds: `CachedPixelationDataset`, the same dataset over a cache of decoded
+images, with fresh random crops and rectangles. A batch travels as uint8 and becomes float on the device.
 """
 
-import contextlib
-import functools
 import glob
-import hashlib
-import io
-import json
 import os
-import platform
-import shutil
-import time
-import warnings
-import zipfile
-from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
-
-import synthetic
-from processes import start_worker
-from utils import UserError
 
 IMAGE_SIZE = 64  # pixels a side, of every image of the challenge
 WIDTH_RANGE = HEIGHT_RANGE = (4, 32)  # of the pixelated rectangle, in pixels, inclusive
 SIZE_RANGE = (4, 16)  # of the blocks, in pixels a side, inclusive
-EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 
 # ------------------------------------------------------------------------------------------------ the course's part
@@ -70,6 +53,23 @@ def to_grayscale(pil_image):
     return encoded.astype(image.dtype)[None]
 
 
+def block_means(values, size):
+    """The mean of each block in the place of its pixels, float64: (H, W, ...) -> the same shape.
+
+    Blocks of size x size pixels start at the top-left corner; the last column and row of them are cut off at the edge.
+    """
+    rows, columns = (np.arange(0, length, size) for length in values.shape[:2])
+    heights, widths = np.diff(rows, append=values.shape[0]), np.diff(columns, append=values.shape[1])
+    sums = np.add.reduceat(np.add.reduceat(values, rows, axis=0, dtype=np.float64), columns, axis=1)
+    counts = (heights[:, None] * widths).reshape(len(rows), len(columns), *[1] * (values.ndim - 2))
+    return (sums / counts).repeat(heights, axis=0).repeat(widths, axis=1)
+
+
+def to_8_bits(pil_image):
+    """A Pillow image of 16 bits a pixel (or of mode I) as (H, W) uint8."""
+    return (np.clip(np.asarray(pil_image), 0, 65535) / 257).round().astype(np.uint8)
+
+
 def prepare_image(image, x, y, width, height, size):
     """Pixelate one rectangle: blocks of size x size from its top-left corner, cut off at its right and bottom edge.
 
@@ -89,13 +89,8 @@ def prepare_image(image, x, y, width, height, size):
         raise ValueError(f"y from {y} to {y + height} leaves the image, which is {image.shape[1]} pixels high")
     area = (0, slice(y, y + height), slice(x, x + width))
     target_array = image[area].copy()[None]
-    rows, columns = np.arange(0, height, size), np.arange(0, width, size)
-    heights, widths = np.minimum(size, height - rows), np.minimum(size, width - columns)
-    wide = np.int64 if np.issubdtype(image.dtype, np.integer) else np.float64  # a block's sum overflows uint8
-    sums = np.add.reduceat(np.add.reduceat(image[area], rows, axis=0, dtype=wide), columns, axis=1)
-    means = (sums / (heights[:, None] * widths)).astype(image.dtype)
     pixelated_image = image.copy()
-    pixelated_image[area] = means.repeat(heights, axis=0).repeat(widths, axis=1)
+    pixelated_image[area] = block_means(image[area], size).astype(image.dtype)
     known_array = np.ones(image.shape, dtype=bool)
     known_array[area] = False
     return pixelated_image, known_array, target_array
@@ -126,11 +121,11 @@ class RandomImagePixelationDataset(Dataset):
     """
 
     def __init__(self, image_dir, width_range, height_range, size_range, dtype=None):
-        for name, value_range in (("width", width_range), ("height", height_range), ("size", size_range)):
-            _check_range(name, value_range)
+        self.ranges = {"width_range": width_range, "height_range": height_range, "size_range": size_range}
+        for name, value_range in self.ranges.items():
+            _check_range(name.removesuffix("_range"), value_range)
         files = glob.glob(os.path.join(glob.escape(os.fspath(image_dir)), "**", "*.jpg"), recursive=True)
         self.image_files = sorted(os.path.abspath(file) for file in files)
-        self.ranges = width_range, height_range, size_range
         self.dtype = dtype
 
     def __len__(self):
@@ -139,8 +134,12 @@ class RandomImagePixelationDataset(Dataset):
     def __getitem__(self, index):
         with Image.open(self.image_files[index]) as file:
             image = to_grayscale(np.array(file, dtype=self.dtype))
-        rectangle = draw_rectangle(np.random.default_rng(index), image.shape[2], image.shape[1], *self.ranges)
-        return *prepare_image(image, *rectangle), self.image_files[index]
+        return self.pixelate(image, np.random.default_rng(index), self.image_files[index])
+
+    def pixelate(self, image, rng, image_file, **extent):
+        """A sample: the image, (1, H, W), with a random rectangle. extent: width_range and height_range, if not the own."""
+        ranges = {**self.ranges, **extent}
+        return *prepare_image(image, *draw_rectangle(rng, image.shape[2], image.shape[1], **ranges)), image_file
 
 
 def stack_with_padding(batch_as_list):
@@ -161,327 +160,51 @@ def stack_with_padding(batch_as_list):
     return torch.from_numpy(stacked_images), torch.from_numpy(stacked_known), targets, list(image_files)
 
 
-# ------------------------------------------------------------------------------------------------ reading photos
-
-CACHE_VERSION = 1  # part of every cache's key: raise it when decoding or the file layout changes
-CACHE_SIDE = 128  # shortest side of a cached photo: as the course's photos, twice the challenge's images
-SYNTHETIC_SIDE = 96
-MAX_FILE_BYTES = 256 * 2**20  # a larger photo is left out: it is no photo, or a zip bomb
-CHUNK = 32  # photos a worker decodes in one go
+# ------------------------------------------------------------------------------------------------ training
 
 
-def list_photos(images):
-    """The photos of a folder or zip file: a sorted list of (name, stamp), name with forward slashes, relative.
+class Key(NamedTuple):
+    """What a training sample is asked for with: it is a function of these and the dataset's seed."""
 
-    stamp changes when the file does: size and modification time, or size and checksum in a zip. Hidden files are
-    skipped (among them the resource forks that macOS adds to zips). Raises UserError where there is nothing to read.
-    """
-    if os.path.isdir(images):
-        photos = []
-        for folder, subfolders, files in os.walk(images):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            for name in files:
-                if _is_photo(name):
-                    path = os.path.join(folder, name)
-                    try:
-                        stamp = "{0.st_size} {0.st_mtime_ns}".format(os.stat(path))
-                    except OSError:  # a link to nowhere: it will be left out as unreadable
-                        stamp = "missing"
-                    photos.append((os.path.relpath(path, images).replace(os.sep, "/"), stamp))
-    elif os.path.isfile(images):
-        try:
-            with zipfile.ZipFile(images) as file:
-                entries = file.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise UserError(
-                f"images: {images} cannot be read as a zip file ({error}); give a folder or a .zip"
-            ) from None
-        photos = [(entry.filename, f"{entry.file_size} {entry.CRC}") for entry in entries if _is_photo(entry.filename)]
-    else:
-        raise UserError(f'images: there is no folder or file {images}; give one that exists, or "synthetic"')
-    if not photos:
-        raise UserError(f"images: no photos in {images} (looked for {', '.join(EXTENSIONS)}, also in subfolders)")
-    return sorted(photos)
+    epoch: int
+    index: int  # among the dataset's images
+    width: int  # of the rectangle, in pixels, as is its height
+    height: int
 
 
-def _is_photo(name):
-    base = name.rsplit("/", 1)[-1]
-    return base.lower().endswith(EXTENSIONS) and not base.startswith(".") and not name.startswith("__MACOSX/")
+class CachedPixelationDataset(RandomImagePixelationDataset):
+    """The same samples from a cache of decoded images: 64x64, rectangles as in the test set.
 
+    For validation (crop_scale None) item i is the image's own view in the challenge's form, with a rectangle that is a
+    function of (seed, i). For training an item is asked for by a Key: a random resized crop, its side a share of the
+    image's shortest side within crop_scale, maybe flipped, with a rectangle of the key's extent.
 
-@functools.cache  # reading the directory of a large zip takes a while, so a worker process does it once
-def _open_zip(path):
-    return zipfile.ZipFile(path)
-
-
-def _read_photo(images, name):
-    """The bytes of one photo."""
-    opened = open(os.path.join(images, name), "rb") if os.path.isdir(images) else _open_zip(images).open(name)
-    with opened as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise ValueError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
-    return data
-
-
-def decode_photo(data):
-    """The two arrays that the cache keeps of a photo, both uint8 grayscale.
-
-    data: bytes of a JPEG or PNG of any mode. Returns the photo, (h, w), its shortest side at most CACHE_SIDE, its
-    longest cropped to twice that; and its view in the challenge's own form, (64, 64): Resize(64, bilinear),
-    CenterCrop(64), grayscale (nearly so for JPEGs over 1000 pixels a side, which are decoded at a fraction of it).
-    Raises ValueError where a side is shorter than 64; Pillow raises where it cannot decode.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if min(image.size) < IMAGE_SIZE:
-                raise ValueError(f"smaller than {IMAGE_SIZE} pixels")
-            image.draft(None, (4 * CACHE_SIDE, 4 * CACHE_SIDE))  # large JPEGs: decode at a fraction of their size
-            with contextlib.suppress(SyntaxError):  # from a broken EXIF block, which spoils no pixel
-                image = ImageOps.exif_transpose(image)
-            image = _without_mode(image)
-    return _grayscale(_resize(image, CACHE_SIDE, 2 * CACHE_SIDE)), _grayscale(_resize(image, IMAGE_SIZE, IMAGE_SIZE))
-
-
-def _without_mode(image):
-    """Any Pillow mode to "RGB" or "L"; transparent parts become white."""
-    if image.mode.startswith("I"):  # 16 bits a pixel
-        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) / 257).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _resize(image, side, longest):
-    """Shortest side to `side` unless it is shorter already, longest cropped to `longest`, as torchvision does it."""
-    shortest = min(image.size)
-    width, height = (int(length * side / shortest) if shortest > side else length for length in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (int(round(max(0, length - longest) / 2)) for length in (width, height))
-    return image.crop((left, top, min(left + longest, width), min(top + longest, height)))
-
-
-def _grayscale(image):
-    return to_grayscale(np.array(image))[0]
-
-
-def _decode_chunk(images, names):
-    """[(photo, view), or the reason why the photo is left out] of one worker."""
-    results = []
-    for name in names:
-        try:
-            results.append(decode_photo(_read_photo(images, name)))
-        except Exception as error:  # whatever a broken file makes a decoder raise, it costs this one photo
-            reason = str(error) if type(error) is ValueError else "unreadable"
-            results.append(reason)
-    return results
-
-
-def _draw_chunk(seed, indices):
-    """[(image, view)] of the synthetic source, as _decode_chunk gives them for photos."""
-    images = [synthetic.synthetic_image(seed, index, SYNTHETIC_SIDE) for index in indices]
-    return [(image, np.asarray(_resize(Image.fromarray(image), IMAGE_SIZE, IMAGE_SIZE))) for image in images]
-
-
-# ------------------------------------------------------------------------------------------------ the cache
-
-
-class ImageCache:
-    """Decoded photos on disk, mapped into memory: `cache[i]` is photo i, (h, w) uint8, `cache.views[i]` its (64, 64).
-
-    names: the photos' names, in order. left_out: (name, reason) of those that could not be used.
-    """
-
-    def __init__(self, path):
-        self.path = path
-        with open(os.path.join(path, "index.json"), encoding="utf-8") as file:
-            index = json.load(file)
-        self.names, self.left_out = index["names"], index["left_out"]
-        self.shapes = np.array(index["shapes"], dtype=np.int64)  # (N, 2)
-        self.ends = self.shapes.prod(axis=1).cumsum()
-        self.pixels = np.memmap(os.path.join(path, "pixels.bin"), dtype=np.uint8, mode="r")
-        self.views = np.memmap(os.path.join(path, "views.bin"), dtype=np.uint8, mode="r").reshape(
-            -1, IMAGE_SIZE, IMAGE_SIZE
-        )
-
-    def __reduce__(self):  # a worker process maps the files itself; pickling the arrays would copy them
-        return ImageCache, (self.path,)
-
-    def __len__(self):
-        return len(self.names)
-
-    def __getitem__(self, index):
-        height, width = self.shapes[index]
-        end = self.ends[index]
-        return self.pixels[end - height * width : end].reshape(height, width)
-
-
-def open_cache(images, cache_dir, seed, synthetic_images):
-    """The ImageCache of an image source, made first where there is none that fits.
-
-    images: a folder, a .zip or "synthetic"; cache_dir: where caches lie; seed and synthetic_images: of the synthetic
-    source alone. A cache fits while the source's files (names, sizes, times or checksums) and the settings are the
-    same; of each source one cache is kept.
-    """
-    if images == "synthetic":
-        source, photos = "synthetic", []
-        with open(synthetic.__file__, "rb") as file:
-            settings = [SYNTHETIC_SIDE, seed, synthetic_images, hashlib.sha256(file.read()).hexdigest()]
-    else:
-        source, photos = os.path.abspath(images), list_photos(images)
-        settings = [CACHE_SIDE, photos]
-    place = os.path.splitext(os.path.basename(source))[0] + "-" + digest(source)
-    path = os.path.join(cache_dir, f"{place}-{digest([CACHE_VERSION, IMAGE_SIZE, settings])}")
-    if not os.path.isfile(os.path.join(path, "index.json")):
-        if images == "synthetic":
-            chunks = [range(i, min(i + CHUNK, synthetic_images)) for i in range(0, synthetic_images, CHUNK)]
-            names, job, first = [f"synthetic {i}" for i in range(synthetic_images)], _draw_chunk, seed
-        else:
-            names = [name for name, _ in photos]
-            chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
-            job, first = _decode_chunk, images
-        os.makedirs(cache_dir, exist_ok=True)
-        building = f"{path}.building.{digest(platform.node())}.{os.getpid()}"
-        try:
-            os.makedirs(building)
-            _build_cache(building, names, chunks, job, first, "drawing" if images == "synthetic" else "decoding")
-            for name in os.listdir(cache_dir):  # of the same source, but made of other files or settings
-                old = os.path.join(cache_dir, name)
-                if not name.startswith(place + "-") or old == building:
-                    continue
-                with contextlib.suppress(OSError):  # another process was faster
-                    if ".building." not in name or _abandoned(old):
-                        shutil.rmtree(old)
-            os.replace(building, path)
-        except OSError as error:
-            error.filename = error.filename or cache_dir
-            raise
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    cache = ImageCache(path)
-    if cache.left_out:
-        reasons = {reason: [name for name, why in cache.left_out if why == reason] for _, reason in cache.left_out}
-        listed = "; ".join(
-            f"{len(names)} {reason} ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})"
-            for reason, names in reasons.items()
-        )
-        listed = listed.encode(errors="backslashreplace").decode()  # names need not be valid Unicode
-        print(f"Left out {len(cache.left_out)} of {len(photos)} photos: {listed}")
-    return cache
-
-
-def _abandoned(building):
-    """Whether the process that built a cache in this folder is gone; of other machines' and on Windows: for a day."""
-    machine, pid = building.rsplit(".", 2)[1:]
-    if os.name != "posix" or machine != digest(platform.node()):
-        return time.time() - os.stat(building).st_mtime > 86400
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # another user's
-        pass
-    return False
-
-
-def digest(value):
-    """16 hexadecimal digits that tell values, of what JSON can hold, apart."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-
-
-def _build_cache(path, names, chunks, job, first, verb):
-    """Write a cache's files into the folder path: job(first, chunk) for all chunks, in parallel."""
-    index = {"names": [], "left_out": [], "shapes": []}
-    progress = tqdm(total=len(names), desc=verb, unit=" images", smoothing=0)
-    workers = min(os.cpu_count() or 1, 8, len(chunks))
-    with (
-        open(os.path.join(path, "pixels.bin"), "wb") as pixels,
-        open(os.path.join(path, "views.bin"), "wb") as views,
-        progress,
-        ProcessPoolExecutor(workers, initializer=start_worker) as pool,
-        contextlib.ExitStack() as stack,
-    ):
-        stack.callback(pool.shutdown, cancel_futures=True)  # after Ctrl-C, do not work off what is queued
-        remaining = iter(names)
-        for results in pool.map(job, [first] * len(chunks), chunks):
-            for result, name in zip(results, remaining):
-                if isinstance(result, str):
-                    index["left_out"].append((name, result))
-                else:
-                    photo, view = result
-                    pixels.write(photo.tobytes())
-                    views.write(view.tobytes())
-                    index["names"].append(name)
-                    index["shapes"].append(photo.shape)
-            progress.update(len(results))
-    if not index["names"]:
-        raise UserError(
-            f"images: none of the {len(names)} photos in {first} can be used ({names[0]}: {index['left_out'][0][1]})"
-        )
-    with open(os.path.join(path, "index.json"), "w", encoding="utf-8") as file:
-        json.dump(index, file)
-
-
-def split_by_folder(names, fraction):
-    """Indices of training and validation photos: (train, validation), sorted int64 arrays.
-
-    Photos of one folder look alike, so whole folders are held out: every k-th, until they make up `fraction` of the
-    photos. A folder with over a quarter of all photos is cut into runs of neighbours, which then count as folders; so
-    is a source without folders.
-    """
-    folders = {}
-    for i, name in enumerate(names):
-        folders.setdefault(name.rpartition("/")[0], []).append(i)
-    groups = []
-    for members in folders.values():
-        run = len(members) if len(members) <= len(names) / 4 else max(1, min(100, len(names) // 20))
-        groups += [members[i : i + run] for i in range(0, len(members), run)]
-    wanted = max(1, round(fraction * len(names)))
-    step = max(1, round(1 / fraction))
-    order = [i for start in range(step) for i in range(start, len(groups), step)]
-    held_out, count = set(), 0
-    for i in order:
-        if count < wanted and count + len(groups[i]) < len(names):
-            held_out.add(i)
-            count += len(groups[i])
-    parts = [
-        [i for g, members in enumerate(groups) if (g in held_out) == chosen for i in members]
-        for chosen in (False, True)
-    ]
-    return tuple(np.array(sorted(part), dtype=np.int64) for part in parts)
-
-
-# ------------------------------------------------------------------------------------------------ batches
-
-
-class PixelationDataset(Dataset):
-    """Samples in the form of RandomImagePixelationDataset, from an ImageCache: 64x64, rectangles as in the test set.
-
-    For validation (crop_scale None) item i is the photo's own view, with a rectangle that is a function of (seed, i).
-    For training an item is asked for as (epoch, i, width, height): a random resized crop, its side a share of the
-    photo's shortest side within crop_scale, maybe flipped, with a rectangle of this extent at a new place; all a
-    function of (seed, epoch, i).
+    cache: `cache[i]` an image, (h, w) uint8; `cache.views[i]` the same, (64, 64) uint8; `cache.names[i]`. indices: of
+    the images to use.
     """
 
     def __init__(self, cache, indices, seed, crop_scale=None):
         self.cache, self.indices, self.seed, self.crop_scale = cache, indices, seed, crop_scale
+        self.ranges = {"width_range": WIDTH_RANGE, "height_range": HEIGHT_RANGE, "size_range": SIZE_RANGE}
 
     def __len__(self):
         return len(self.indices)
 
+    @property
+    def names(self):
+        """The names of its images, in order."""
+        return [self.cache.names[index] for index in self.indices]
+
     def __getitem__(self, key):
-        epoch, i, *extent = key if self.crop_scale else (0, key)
-        rng = np.random.default_rng((self.seed, epoch, i))
-        index = self.indices[i]
-        if self.crop_scale:
-            image = self._augment(self.cache[index], rng)
-        else:
-            image = self.cache.views[index]
-        ranges = [(n, n) for n in extent] or (WIDTH_RANGE, HEIGHT_RANGE)
-        rectangle = draw_rectangle(rng, IMAGE_SIZE, IMAGE_SIZE, *ranges, SIZE_RANGE)
-        return *prepare_image(image[None], *rectangle), self.cache.names[index]
+        if self.crop_scale is None:
+            return self._sample(self.cache.views[self.indices[key]], np.random.default_rng((self.seed, 0, key)), key)
+        rng = np.random.default_rng((self.seed, key.epoch, key.index))
+        image = self._augment(self.cache[self.indices[key.index]], rng)
+        extent = {"width_range": (key.width, key.width), "height_range": (key.height, key.height)}
+        return self._sample(image, rng, key.index, **extent)
+
+    def _sample(self, image, rng, i, **extent):
+        return self.pixelate(image[None], rng, self.cache.names[self.indices[i]], **extent)
 
     def _augment(self, photo, rng):
         height, width = photo.shape
@@ -493,6 +216,31 @@ class PixelationDataset(Dataset):
         image = np.asarray(crop)
         return image[:, ::-1] if rng.random() < 0.5 else image
 
+    def batches(self, batch_size, start, window_side=None):
+        """Batches of keys from step `start` on, without end: each epoch in a new random order.
+
+        window_side: a function of a rectangle's width or height. Where it is given, a batch holds images whose
+        rectangles agree in it, so that a network which looks at windows of this side computes no more than it needs.
+        """
+        for epoch, step, rng in epochs(len(self), self.seed, batch_size, start):
+            widths, heights = (
+                rng.integers(*bounds, len(self), endpoint=True) for bounds in (WIDTH_RANGE, HEIGHT_RANGE)
+            )
+            order = rng.permutation(len(self))
+            if window_side:
+                order = order[np.lexsort([window_side(extent[order]) for extent in (widths, heights)])]
+            for batch in rng.permutation(-(-len(self) // batch_size))[step:]:
+                chosen = order[batch * batch_size : (batch + 1) * batch_size]
+                yield [Key(epoch, int(i), int(widths[i]), int(heights[i])) for i in chosen]
+
+
+def epochs(count, seed, batch_size, start):
+    """(epoch, step within it, generator of the epoch's order), without end, from step `start` of a run on."""
+    epoch, step = divmod(start, -(-count // batch_size))
+    while True:
+        yield epoch, step, np.random.default_rng((seed, epoch))
+        epoch, step = epoch + 1, 0
+
 
 def collate(batch_as_list):
     """stack_with_padding for training: pixelated images, known arrays and the original images, (N, 1, H, W) each."""
@@ -500,23 +248,3 @@ def collate(batch_as_list):
     images = pixelated_images.clone()
     images[~known_arrays] = torch.cat([target.flatten() for target in target_arrays])  # both in row-major order
     return pixelated_images, known_arrays, images
-
-
-def epoch_order(dataset, seed, batch_size, start, window_side=None):
-    """Batches of keys for PixelationDataset from step `start` on, without end: each epoch in a new random order.
-
-    window_side: a function of a rectangle's width or height. Where it is given, a batch holds images whose rectangles
-    agree in it, so that a network which looks at windows of this side computes no more than it needs.
-    """
-    steps = -(-len(dataset) // batch_size)
-    epoch, step = divmod(start, steps)
-    while True:
-        rng = np.random.default_rng((seed, epoch))
-        extents = [rng.integers(*bounds, len(dataset), endpoint=True) for bounds in (WIDTH_RANGE, HEIGHT_RANGE)]
-        order = rng.permutation(len(dataset))
-        if window_side:
-            order = order[np.lexsort([window_side(extent[order]) for extent in extents])]
-        for batch in rng.permutation(steps)[step:]:
-            chosen = order[batch * batch_size : (batch + 1) * batch_size]
-            yield [(epoch, int(i), *(int(extent[i]) for extent in extents)) for i in chosen]
-        epoch, step = epoch + 1, 0

@@ -1,16 +1,86 @@
-"""Processes and signals: training in several processes, workers that end with their parent, interrupted runs."""
+"""What training runs on: device, precision and seeds; several processes; workers and signals."""
 
 import contextlib
+import ctypes
 import datetime
 import os
+import random
 import signal
+import sys
 import threading
 import time
 
+import numpy as np
 import torch
 from torch import distributed, nn
+from torch.nn import functional as F
 
 from utils import UserError
+
+# ------------------------------------------------------------------------------------------------ device and seeds
+
+
+def seed_everything(seed):
+    """Seed Python, NumPy and torch. (Data draws from generators of its own, seeded per sample.)"""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def rng_state():
+    """The state of the three global generators in types that torch.load(weights_only=True) accepts."""
+    name, keys, *rest = np.random.get_state()
+    return {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+
+
+def set_rng_state(state):
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+
+
+def keep_freed_memory():
+    """Have glibc keep freed memory: returned to the system, each step's activations would be faulted in anew (10 %)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+                mallopt(option, value)
+
+
+def choose_device(name):
+    """ "auto", "cpu" or "cuda" -> torch.device."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda was asked for, but PyTorch finds no GPU; use --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def choose_precision(name, device):
+    """ "auto", "float32" or "bfloat16" -> torch.dtype. On a CPU auto times a convolution of either kind."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(16, 64, 24, 24, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        w = torch.ones(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        seconds[dtype] = min(_seconds(lambda: F.conv2d(x, w, padding=1)) for _ in range(5))
+    return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
+
+
+def _seconds(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+
+class PeerLost(Exception):
+    """Another process of this training has ended. It says why; this one has nothing to add."""
 
 
 class Processes:
@@ -55,11 +125,20 @@ class Processes:
         for batch in order:
             yield batch[self.rank :: self.count] or batch[:1]
 
+    @contextlib.contextmanager
+    def _together(self):
+        """What all processes do at once fails in each where one of them has gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise PeerLost from error
+
     def total(self, number):
         """The sum of a tensor over the processes."""
         if self.count > 1:
             number = number.clone()
-            distributed.all_reduce(number)
+            with self._together():
+                distributed.all_reduce(number)
         return number
 
     def gather(self, numbers, device):
@@ -69,24 +148,31 @@ class Processes:
             return mine
         mine = mine.to(device)
         parts = [torch.empty_like(mine) for _ in range(self.count)]
-        distributed.all_gather(parts, mine)
+        with self._together():
+            distributed.all_gather(parts, mine)
         return torch.cat(parts).cpu()
 
     def agree(self, value):
         """What the first process has for value."""
         values = [value]
         if self.count > 1:
-            distributed.broadcast_object_list(values, 0)
+            with self._together():
+                distributed.broadcast_object_list(values, 0)
         return values[0]
 
     @contextlib.contextmanager
     def first_alone(self):
         """The first process runs the block before the others do."""
         if self.rank:
-            distributed.barrier()
+            with self._together():
+                distributed.barrier()
         yield
         if self.count > 1 and not self.rank:
-            distributed.barrier()
+            with self._together():
+                distributed.barrier()
+
+
+# ------------------------------------------------------------------------------------------------ workers and signals
 
 
 @contextlib.contextmanager

@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from evaluation import load_models, show
-from utils import UserError, atomic_write, restore_float
+from datasets import SIZE_RANGE, block_means, to_8_bits
+from tasks import Action
+from tasks.evaluation import load_models
+from tasks.restoration import restore_float
+from utils import UserError, atomic_write, show
 
-KNOWN_SIZES = (4, 16)  # pixels a side of the blocks that networks are trained on
 WORKING_SIZE = 12  # of larger blocks at the scale at which they are restored
 CONTEXT = 24  # pixels around the rectangle that a network sees, at that scale
 
@@ -28,8 +30,8 @@ def read_photo(path):
                 image = image.convert("RGBA")
                 alpha = np.asarray(image.getchannel("A"))
                 profile = profile if file.mode != "L" else None  # of grey values, for what is colours now
-            if image.mode.startswith("I"):  # 16 bits a pixel
-                pixels = (np.clip(np.asarray(image), 0, 65535) / 257).round().astype(np.uint8)
+            if image.mode.startswith("I"):
+                pixels = to_8_bits(image)
             else:
                 pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     except OSError as error:
@@ -50,22 +52,13 @@ def check_area(area, pixels, path):
     return area
 
 
-def _block_means(values, size):
-    """(H, W, C) -> the mean of each block, in its place, (H, W, C) float64. Blocks start at the top-left corner."""
-    rows, columns = (np.arange(0, n, size) for n in values.shape[:2])
-    sums = np.add.reduceat(np.add.reduceat(values.astype(np.float64), rows, axis=0), columns, axis=1)
-    heights, widths = (np.minimum(size, n - np.arange(0, n, size)) for n in values.shape[:2])
-    means = sums / (heights[:, None, None] * widths[:, None])
-    return means.repeat(heights, axis=0).repeat(widths, axis=1)
-
-
-def find_block_size(values):
+def estimate_block_size(values):
     """The size of the blocks in a pixelated rectangle, (H, W, C), also where a JPEG has blurred them a little.
 
     It is the largest for which the blocks are as constant as for the best one, up to 2 grey levels.
     """
     sizes = range(2, max(values.shape[:2]) + 1)
-    spreads = [np.sqrt(np.mean((values - _block_means(values, size)) ** 2)) for size in sizes]
+    spreads = [np.sqrt(np.mean((values - block_means(values, size)) ** 2)) for size in sizes]
     return max(size for size, spread in zip(sizes, spreads) if spread <= 2 * min(spreads) + 2)
 
 
@@ -96,28 +89,28 @@ def find_area(pixels):
     _, x, y, width, height = best
     if width <= 4 or height <= 4:
         return None
-    size = find_block_size(pixels[y : y + height, x : x + width])
+    size = estimate_block_size(pixels[y : y + height, x : x + width])
     # A last column or row of blocks that is one pixel wide holds no 2x2 square.
     column = pixels[y : y + height, x + width : x + width + 1]
-    if width % size == 0 and column.size and np.array_equal(_block_means(column, size), column):
+    if width % size == 0 and column.size and np.array_equal(block_means(column, size), column):
         width += 1
     row = pixels[y + height : y + height + 1, x : x + width]
-    if height % size == 0 and row.size and np.array_equal(_block_means(row, size), row):
+    if height % size == 0 and row.size and np.array_equal(block_means(row, size), row):
         height += 1
     area = pixels[y : y + height, x : x + width]
-    return (x, y, width, height) if np.array_equal(_block_means(area, size), area) else None
+    return (x, y, width, height) if np.array_equal(block_means(area, size), area) else None
 
 
-def restore_area(network, pixels, area, precision):
+def restore_area(predict, pixels, area, device, precision):
     """The photo, (H, W, C) uint8, with its pixelated rectangle restored; each channel keeps the means of its blocks.
 
     Blocks of a size that the network does not know are restored at a scale at which it does.
     """
     x, y, width, height = area
     values = pixels[y : y + height, x : x + width]
-    size = find_block_size(values)
-    means = _block_means(values, size)
-    working = size if KNOWN_SIZES[0] <= size <= KNOWN_SIZES[1] else WORKING_SIZE
+    size = estimate_block_size(values)
+    means = block_means(values, size)
+    working = size if SIZE_RANGE[0] <= size <= SIZE_RANGE[1] else WORKING_SIZE
     scale = working / size
     extent = [max(2, round(n * scale)) for n in (width, height)]
     before = [min(CONTEXT, int(start * scale)) for start in (x, y)]
@@ -136,9 +129,8 @@ def restore_area(network, pixels, area, precision):
     positions = [np.minimum((np.arange(e) // working) * size, n - 1) for e, n in zip(extent, (width, height))]
     blocks = np.floor(means[np.ix_(positions[1], positions[0])])  # (h, w, C): as the challenge pixelates
     inputs[inside] = np.moveaxis(blocks, 2, 0)
-    device = next(network.parameters(), torch.empty(0)).device
     outputs = restore_float(
-        network,
+        predict,
         torch.from_numpy(inputs.astype(np.uint8)).to(device),
         torch.from_numpy(known).to(device),
         precision,
@@ -147,7 +139,7 @@ def restore_area(network, pixels, area, precision):
     box = (before[0], before[1], before[0] + extent[0], before[1] + extent[1])
     restored = np.stack([_resize(channel, (width, height), box) for channel in restored], axis=2).astype(np.float64)
     for _ in range(10):  # alternate between what has these means and what is within [0, 255]
-        restored = np.clip(restored + means - _block_means(restored, size), 0, 255)
+        restored = np.clip(restored + means - block_means(restored, size), 0, 255)
     result = pixels.copy()
     result[y : y + height, x : x + width] = restored.round()
     return result
@@ -167,15 +159,16 @@ def _save(pixels, alpha, profile, path):
         image.save(file, "PNG", icc_profile=profile)
 
 
-def depixelate(config, given, paths):
+def depixelate(task, given, paths):
     """Restore the pixelated rectangle of each photo, and write it beside the photo. Returns the exit status."""
-    (networks, _, _), device, precision = load_models(config, given, [])
+    (model,), device, precision = load_models(task, given, [])
+    config = task.config
     for path in paths:
         pixels, alpha, profile = read_photo(path)
         area = check_area(config.area, pixels, path) if config.area else find_area(pixels)
         if area is None:
             raise UserError(f"{path}: no pixelated rectangle was found; give it with --area X Y WIDTH HEIGHT")
-        result = restore_area(networks[0], pixels, area, precision)
+        result = restore_area(model.predict, pixels, area, device, precision)
         base = os.path.splitext(path)[0]
         _save(result, alpha, profile, f"{base}_depixelated.png")
         gap = np.full((len(pixels), max(2, pixels.shape[1] // 50), pixels.shape[2]), 255, dtype=np.uint8)
@@ -187,8 +180,9 @@ def depixelate(config, given, paths):
     return 0
 
 
-def pixelate(config, paths):
+def pixelate(task, given, paths):
     """Pixelate a rectangle of each photo (by default its middle), and write it beside the photo."""
+    config = task.config
     for path in paths:
         pixels, alpha, profile = read_photo(path)
         height, width = pixels.shape[:2]
@@ -198,8 +192,18 @@ def pixelate(config, paths):
         x, y, width, height = area
         size = config.block_size or max(2, min(width, height) // 8)
         result = pixels.copy()
-        result[y : y + height, x : x + width] = np.floor(_block_means(result[y : y + height, x : x + width], size))
+        result[y : y + height, x : x + width] = np.floor(block_means(result[y : y + height, x : x + width], size))
         written = f"{os.path.splitext(path)[0]}_pixelated.png"
         _save(result, alpha, profile, written)
         print(f"{show(path)}: pixelated {width} x {height} pixels at {x}, {y}, blocks of {size}: {show(written)}")
     return 0
+
+
+ACTIONS = {
+    "depixelate": Action(
+        "+", "PHOTO", "restore the pixelated rectangle of photos of any size and colour; see also --area", depixelate
+    ),
+    "pixelate": Action(
+        "+", "PHOTO", "pixelate a rectangle of photos, by default the middle; see also --area, --block_size", pixelate
+    ),
+}

@@ -1,0 +1,199 @@
+"""The challenge's hand-in: its file, a rehearsal with targets, the score, and the archive for the course's platform."""
+
+import bz2
+import glob
+import gzip
+import io
+import itertools
+import lzma
+import os
+import pickle
+import shlex
+import time
+import zipfile
+import zlib
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from datasets import CachedPixelationDataset
+from submission_serialization import deserialize, load_test_set, serialize
+from tasks import Action
+from tasks.evaluation import chosen_model, confidence_interval, load_models, mean_of
+from tasks.images import images_with_truth
+from tasks.restoration import BATCH, plot_samples, restore
+from utils import ROOT, UserError, atomic_write, config_from_dict, load_checkpoint, show
+
+MAX_SUBMISSION_BYTES = 2**28
+
+
+def read_submission(path):
+    """The arrays of a submission file, which may be compressed (zip, gzip, bz2, xz). Raises UserError."""
+    try:
+        with open(path, "rb") as file:
+            opened = file
+            start = file.read(6)
+            file.seek(0)
+            if start.startswith(b"PK\x03\x04"):
+                archive = zipfile.ZipFile(file)
+                members = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
+                if len(members) != 1:
+                    raise ValueError(f"holds {len(members)} files, but must hold one")
+                opened = archive.open(members[0])
+            else:
+                for magic, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ", lzma)):
+                    if start.startswith(magic):
+                        opened = module.open(file)
+            data = opened.read(MAX_SUBMISSION_BYTES + 1)
+        if len(data) > MAX_SUBMISSION_BYTES:
+            raise ValueError(f"is larger than {MAX_SUBMISSION_BYTES >> 20} MiB")
+        return deserialize(io.BytesIO(data))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; name a submission file") from None
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, lzma.LZMAError, zlib.error) as error:
+        raise UserError(f"{path}: no submission file: {error}") from None
+
+
+def score_submission(task, given, paths):
+    """Print the score of a submission against targets, a file of the same form, as the challenge's server does."""
+    submission, targets = paths
+    predictions, truth = read_submission(submission), read_submission(targets)
+    if len(predictions) != len(truth):
+        raise UserError(f"{submission}: has {len(predictions)} arrays, but {targets} has {len(truth)}")
+    errors = []
+    for i, (a, b) in enumerate(zip(predictions, truth)):
+        if len(a) != len(b):
+            raise UserError(f"{submission}: array {i} has {len(a)} pixels, but that of {targets} has {len(b)}")
+        errors.append(np.sqrt(np.mean((a.astype(np.float64) - b) ** 2)))
+    low, high = confidence_interval(np.array(errors))
+    print(f"score {np.mean(errors):.6f} on {len(errors):,} images (95 % interval {low:.3f} to {high:.3f})")
+    return 0
+
+
+def restore_all(predict, pixelated_images, known_arrays, device, precision):
+    """Predictions, a list of (1, H, W) uint8 arrays, for lists of arrays of any sizes, with a progress bar."""
+    predictions = []
+    with tqdm(total=len(pixelated_images), desc="restoring", unit=" images") as bar:
+        for _, group in itertools.groupby(range(len(pixelated_images)), lambda i: pixelated_images[i].shape):
+            group = list(group)  # neighbours of one size
+            for first in range(0, len(group), BATCH):
+                part = slice(group[first], group[min(first + BATCH, len(group)) - 1] + 1)
+                batch = (
+                    torch.from_numpy(np.stack(arrays[part])).to(device) for arrays in (pixelated_images, known_arrays)
+                )
+                predictions.extend(restore(predict, *batch, precision).cpu().numpy())
+                bar.update(part.stop - part.start)
+    return predictions
+
+
+def predict(task, given, paths):
+    """Write the challenge file for config.test_set, with the mean of several models where there are some."""
+    config = task.config
+    models, device, precision = load_models(task, given, paths)
+    predictor = models[0].predict if len(models) == 1 else mean_of([model.predict for model in models])
+    pixelated_images, known_arrays = load_test_set(config.test_set)
+    started = time.monotonic()
+    predictions = restore_all(predictor, pixelated_images, known_arrays, device, precision)
+    seconds = time.monotonic() - started
+    for i, (prediction, image, known) in enumerate(zip(predictions, pixelated_images, known_arrays, strict=True)):
+        if prediction.dtype != np.uint8 or not np.array_equal(prediction[known], image[known]):  # of another image?
+            raise UserError(f"test_set: the prediction for image {i} does not fit it; nothing was written")
+    submission = [prediction[~known] for prediction, known in zip(predictions, known_arrays)]
+    serialize(submission, config.submission)
+    written = deserialize(config.submission)
+    if len(written) != len(submission) or not all(map(np.array_equal, written, submission)):
+        raise UserError(
+            f"{config.submission}: what was read back is not what was written; check the disk and try again"
+        )
+    picture = os.path.splitext(config.submission)[0] + ".png"
+    shown = [i for i in range(min(8, len(predictions))) if predictions[i].shape == predictions[0].shape]
+    sheet = (np.stack([arrays[i] for i in shown]) for arrays in (pixelated_images, known_arrays, predictions))
+    plot_samples(*map(torch.from_numpy, sheet), None, picture)
+    print(
+        f"Wrote {show(config.submission)}: {len(submission):,} images, {os.path.getsize(config.submission):,} bytes, "
+        f"read back and checked; {len(submission) / seconds:.0f} images/s.\nThe first restorations: {show(picture)}"
+    )
+    return 0
+
+
+def make_test_set(task, given, paths):
+    """Write FOLDER/test_set.pkl in the challenge's form and its FOLDER/targets.bin, for a rehearsal of the hand-in."""
+    config, folder = task.config, paths[0]
+    made_with = []
+    for path in (config.file("models", ".pt"), task.shipped):
+        if os.path.exists(path):
+            saved = load_checkpoint(path, "name a folder without it")["config"]
+            made_with.append(config_from_dict(type(config), saved, path))
+    cache, indices, source = images_with_truth(config, given, made_with)
+    dataset = CachedPixelationDataset(cache, indices, seed=0)
+    pixelated_images, known_arrays, targets, _ = zip(*(dataset[i] for i in range(len(dataset))))
+    test_set, target_file = os.path.join(folder, "test_set.pkl"), os.path.join(folder, "targets.bin")
+    data = {"pixelated_images": pixelated_images, "known_arrays": known_arrays}
+    with atomic_write(test_set) as file:  # asarray: the cache's arrays are of a class of their own, np.memmap
+        pickle.dump({key: tuple(map(np.asarray, arrays)) for key, arrays in data.items()}, file, 4)
+    serialize([target.ravel() for target in targets], target_file)
+    submission = os.path.join(folder, "submission.bin")
+    paths = [shlex.quote(show(path)) for path in (test_set, submission, target_file)]
+    chosen = [f"--{key} {shlex.quote(getattr(config, key))} " for key in ("name", "model") if key in given]
+    print(
+        f"Wrote {show(test_set)} and {show(target_file)}: {source}. The rehearsal:\n"
+        f"python main.py --predict {''.join(chosen)}--test_set {paths[0]} --submission {paths[1]}\n"
+        f"python main.py --score {paths[1]} {paths[2]}"
+    )
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ the archive
+
+HAND_IN = ("*.py", "*/*.py", "*.md", "*/*.md", "LICENSE", "requirements.txt", "config.json", ".gitignore", ".ruff.toml")
+HAND_IN += (".ci/run", "losses/scaling.*", "losses/drawn_evaluation_samples.png")  # the last are pictures of READMEs
+LARGE_HAND_IN = 20e6  # bytes; course platforms refuse files some way above that
+
+
+def zip_project(task, given, paths):
+    """Write the archive to hand in: source, configuration, documentation, the chosen model and its log, nothing else.
+
+    Its bytes are a function of the files' contents alone.
+    """
+    path = paths[0] if paths else "depixelation.zip"
+    model = chosen_model(task, given)
+    load_checkpoint(model, "train one first with python main.py, or name one with --model FILE")
+    folder, name = os.path.split(os.path.splitext(os.path.abspath(model))[0])
+    files = {}
+    for pattern in HAND_IN:
+        for file in glob.glob(os.path.join(ROOT, *pattern.split("/")), include_hidden=True):
+            files[os.path.relpath(file, ROOT).replace(os.sep, "/")] = file
+    losses = os.path.join(os.path.dirname(folder), "losses")
+    for kind, start, suffixes in (("models", folder, (".pt", ".json")), ("losses", losses, (".csv", ".png"))):
+        for suffix in suffixes:
+            if os.path.exists(os.path.join(start, name + suffix)):
+                files[f"{kind}/{name}{suffix}"] = os.path.join(start, name + suffix)
+    with atomic_write(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped:
+        for entry, file in sorted(files.items()):
+            info = zipfile.ZipInfo(entry)  # its time is 1980-01-01
+            info.compress_type, info.create_system, info.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
+            with open(file, "rb") as opened:
+                zipped.writestr(info, opened.read())
+            print(f"{os.path.getsize(file):>12,} bytes  {entry}")
+    size = os.path.getsize(path)
+    print(f"Wrote {show(path)}: {len(files)} files, {size:,} bytes.")
+    if size > LARGE_HAND_IN:
+        print(f"warning: {show(path)} is larger than {LARGE_HAND_IN / 1e6:.0f} MB; ask whether that can be handed in")
+    return 0
+
+
+ACTIONS = {
+    "predict": Action(
+        "*",
+        "MODEL",
+        "restore every image of the test pickle and write the challenge file; with several models, their mean",
+        predict,
+    ),
+    "score": Action(
+        2, ("SUBMISSION", "TARGETS"), "print the score of a challenge file; both may be compressed", score_submission
+    ),
+    "make_test_set": Action(
+        1, "FOLDER", "write a test pickle and its targets from images, to rehearse the hand-in", make_test_set
+    ),
+}

@@ -1,0 +1,252 @@
+"""Depixelation: the challenge of JKU Linz. One rectangle of a 64x64 grayscale photo was replaced by block means."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from architectures import BasicCNN, DeePixV1, IdentityModel, ResidualUNet, find_block_sizes
+from datasets import IMAGE_SIZE, SIZE_RANGE, CachedPixelationDataset, collate
+from tasks import Task, challenge, own_photos
+from tasks.evaluation import Measurement, Model, load_model, mean_of
+from tasks.images import image_source, images_with_truth
+from tasks.restoration import (
+    BATCH,
+    LEADERBOARD_2023,
+    mse_per_image,
+    plot_errors,
+    plot_losses,
+    plot_samples,
+    restore,
+    rmse_per_image,
+    to_inputs,
+)
+from utils import ROOT, Config, key
+
+REFERENCE = os.path.join(ROOT, "models", "BasicCNN.pt")  # its score is worth 200 points
+NETWORKS = {network.__name__: network for network in (ResidualUNet, DeePixV1, BasicCNN, IdentityModel)}
+
+
+def _crop_scale(value):
+    numbers = len(value) == 2 and all(type(x) in (int, float) for x in value)
+    return None if numbers and 0 < value[0] <= value[1] <= 1 else "two numbers, 0 < smallest <= largest <= 1"
+
+
+def _area(value):
+    numbers = len(value) == 4 and all(type(x) is int and x >= 0 for x in value)
+    return None if numbers else "four whole numbers: x, y, width, height"
+
+
+@dataclass
+class DepixelationConfig(Config):
+    """The keys of the challenge."""
+
+    network: str = key("ResidualUNet", "the architecture", choices=tuple(NETWORKS))
+    loss: str = key("rmse", "rmse, the challenge's score, or mse, both on the unknown pixels", choices=("rmse", "mse"))
+    crop_scale: list = key(
+        [0.7, 1.0],
+        "side of the random crops, smallest and largest, as a share of the photo's shortest side",
+        check=_crop_scale,
+    )
+    views: int = key(
+        8,
+        "predictions to average, of the image flipped and transposed; 1 is fastest (ResidualUNet)",
+        minimum=1,
+        maximum=8,
+        command=True,
+    )
+    test_set: str = key("test_set.pkl", "the challenge's test pickle", path=True, command=True)
+    submission: str = key("submission.bin", "the challenge file that --predict writes", path=True, command=True)
+    area: list | None = key(
+        None, "x, y, width and height of the rectangle in own photos, in pixels", nargs=4, check=_area, command=True
+    )
+    block_size: int | None = key(None, "side of the blocks that --pixelate makes, in pixels", minimum=2, command=True)
+
+
+# ------------------------------------------------------------------------------------------------ loss and points
+
+
+def training_loss(kind, predictions, images, known_arrays):
+    """In grey levels (of 255). rmse: mean over images of the RMSE; mse: mean over all unknown pixels, squared levels.
+
+    predictions and images: (N, 1, H, W) float in [0, 1]; known_arrays: bool, False where the loss is taken. Returns the
+    loss and, as a float64 tensor, the number of images or pixels that it is the mean of.
+    """
+    if kind == "mse":
+        loss, count = F.mse_loss(predictions[~known_arrays] * 255, images[~known_arrays] * 255), (~known_arrays).sum()
+        return loss, count.double()
+    # The root has no gradient at 0; 1e-8 is (0.03 grey levels)^2.
+    losses = 255 * (mse_per_image(predictions, images, known_arrays) + 1e-8).sqrt()
+    return losses.mean(), losses.new_tensor(len(losses), dtype=torch.float64)
+
+
+def points(score, identity, reference):
+    """Course points of a score: 0 at IdentityModel's, 200 at BasicCNN's, linear between, and 50 more below that."""
+    if score < reference:
+        return 250.0
+    return 200 * min(1, max(0, (identity - score) / (identity - reference)))
+
+
+def place_in_2023(score, identity):
+    """Where the score would have been in 2023, in words, if these images were as hard as the ones of then."""
+    comparable = score * LEADERBOARD_2023["IdentityModel"] / identity
+    ranks = sorted((value, int(name[5:])) for name, value in LEADERBOARD_2023.items() if name.startswith("rank "))
+    better = 0  # the last of the known ranks that is better than this score
+    for value, rank in ranks:
+        if comparable <= value:
+            return str(rank) if rank == better + 1 else f"{better + 1} to {rank}"
+        better = rank
+    return f"below {better}"
+
+
+# ------------------------------------------------------------------------------------------------ the task
+
+GROUPS = {  # how --evaluate splits the score: (column of a Measurement's details, ranges, unit)
+    "block size": (0, ((4, 6), (7, 9), (10, 12), (13, 16)), "pixels"),
+    "rectangle": (1, ((16, 127), (128, 255), (256, 511), (512, 1024)), "area in pixels"),
+}
+
+
+class Depixelation(Task):
+    """Predict the original pixels of the rectangle. A batch: pixelated images, known arrays, images, (N, 1, 64, 64)."""
+
+    Config = DepixelationConfig
+    summary = "restore the pixelated rectangle of 64x64 grayscale photos (the challenge)"
+    networks = NETWORKS
+    shipped = os.path.join(ROOT, "models", "photos.pt")
+    actions = challenge.ACTIONS | own_photos.ACTIONS
+    collate = staticmethod(collate)
+
+    def example_input(self):
+        """With the challenge's largest rectangle; smaller ones may take fewer FLOPs."""
+        inputs = torch.ones(1, 2, IMAGE_SIZE, IMAGE_SIZE)
+        inputs[:, 1, 16:48, 16:48] = 0
+        return inputs
+
+    def prepare(self):
+        config = self.config
+        cache, train_indices, validation_indices = image_source(config)
+        self.training_set = CachedPixelationDataset(cache, train_indices, config.seed, config.crop_scale)
+        self.validation_set = CachedPixelationDataset(cache, validation_indices, seed=0)  # the same in every run
+
+    def batches(self, network, start):
+        return self.training_set.batches(self.config.batch_size, start, getattr(network, "window_side", None))
+
+    def loss(self, part, parts, batch):
+        pixelated_images, known_arrays, images = batch
+        inputs = to_inputs(pixelated_images, known_arrays)  # (N, 2, 64, 64)
+        network = parts[part]
+        if hasattr(network.network, "SYMMETRIES"):  # each batch is seen in a random one
+            predictions = network(inputs, symmetries=torch.randint(network.network.SYMMETRIES, (1,)).tolist())
+        else:
+            predictions = network(inputs)  # (N, 1, 64, 64)
+        loss, count = training_loss(self.config.loss, predictions, images.float() / 255, known_arrays)
+        return {"train_loss": loss}, count
+
+    # ---------------------------------------------------------------------------------------------- measuring
+
+    def baselines(self):
+        return {"IdentityModel": IdentityModel().eval()}
+
+    def measure(self, predictors, dataset, device, precision):
+        """details: (N, 2), the block size, as it can be recovered, and the rectangle's area in pixels."""
+        errors, geometry, sample, seconds = [], [], [], np.zeros(len(predictors))
+        wanted = set(range(0, len(dataset), max(1, len(dataset) // 8)))
+        position = 0
+        loader = DataLoader(dataset, BATCH, collate_fn=collate, generator=torch.Generator())  # not the global one
+        for batch in tqdm(loader, desc="validation", unit=" batches", leave=False):
+            pixelated_images, known_arrays, images = (t.to(device) for t in batch)
+            rows = []
+            for i, predict in enumerate(predictors):
+                seconds[i] -= time.perf_counter()
+                predictions = restore(predict, pixelated_images, known_arrays, precision).cpu()
+                seconds[i] += time.perf_counter()
+                rows.append(rmse_per_image(predictions.double(), batch[2].double(), batch[1]))
+                if i == 0:
+                    chosen = [k for k in range(len(images)) if position + k in wanted]
+                    sample.append([t[chosen] for t in (batch[0], batch[1], predictions, batch[2])])
+            errors.append(torch.stack(rows))
+            unknown = ~batch[1][:, 0]
+            sizes = find_block_sizes(batch[0][:, 0], unknown, range(SIZE_RANGE[0], SIZE_RANGE[1] + 1))
+            geometry.append(torch.stack([sizes, unknown.sum((1, 2))], dim=1))
+            position += len(images)
+        sample = [torch.cat(tensors)[:8] for tensors in zip(*sample)]
+        figures = {"score": torch.cat(errors, dim=1).numpy()}
+        return Measurement(figures, seconds, sample, torch.cat(geometry).numpy())
+
+    def validate(self, network, device, precision):
+        measured = self.measure([network, IdentityModel()], self.validation_set, device, precision)
+        score, identity_score = measured.figures["score"].mean(axis=1).tolist()
+        return {"score": score, "identity_score": identity_score}, measured.sample
+
+    def reference(self, row):
+        return f"IdentityModel {row['identity_score']:.3f}"
+
+    def evaluation_set(self, given, models):
+        cache, indices, source = images_with_truth(self.config, given, [model.config for model in models])
+        views = self.config.views
+        source += (
+            f"; {views} view{'s' if views > 1 else ''}. Score: mean RMSE on the unknown pixels, in grey levels of 255"
+        )
+        return CachedPixelationDataset(cache, indices, seed=0), source
+
+    def compared(self, models, device):
+        if len(models) > 1:
+            models = models + [Model("mean of these", mean_of([model.predict for model in models]))]
+        names = [model.name for model in models]
+        if os.path.exists(REFERENCE):
+            reference = load_model(self, REFERENCE, set(), device)
+            models = models + [reference] * (reference.name not in names)
+        return models + [Model(name, net) for name, net in self.baselines().items() if name not in names]
+
+    def columns(self, models, measured):
+        scores = measured.figures["score"].mean(axis=1)
+        by_name = dict(zip((model.name for model in models), scores))
+        identity, reference = (
+            by_name["IdentityModel"],
+            next(
+                (score for model, score in zip(models, scores) if model.config and model.config.network == "BasicCNN"),
+                None,
+            ),
+        )
+        worth = [f"{points(score, identity, reference):.0f}" if reference else "-" for score in scores]
+        return {"points": worth, "place in 2023": [place_in_2023(score, identity) for score in scores]}
+
+    def report(self, models, measured):
+        print(
+            "Points: 200 at BasicCNN's score on these images, 50 more below it (the course gives 100 instead below its "
+            "AdvancedModel, whose score is not published). Places: scaled by IdentityModel's score, then and here."
+        )
+        names, errors = [model.name for model in models], measured.figures["score"]
+        width = max(map(len, names))
+        for group, (column, ranges, unit) in GROUPS.items():
+            values = measured.details[:, column]
+            members = [(low <= values) & (values <= high) for low, high in ranges]
+            print(f"\n{group:{width}} " + " ".join(f"{low}-{high}".rjust(8) for low, high in ranges) + f"  {unit}")
+            print(f"{'images':{width}} " + " ".join(f"{member.sum():8,}" for member in members))
+            for name, row in zip(names, errors):
+                cells = (f"{row[member].mean():8.3f}" if member.any() else " " * 8 for member in members)
+                print(f"{name:{width}} " + " ".join(cells))
+        picture = self.config.file("losses", "_evaluation.png")
+        plot_errors(errors, measured.details, names, picture)
+        return [picture, *super().report(models, measured)]
+
+    # ---------------------------------------------------------------------------------------------- drawing
+
+    def plot_log(self, rows, path):
+        plot_losses(rows, self.config.loss, path)
+
+    def plot_samples(self, sample, path):
+        plot_samples(*sample, path)
+
+    def pictures(self, sample):
+        pixelated_images, _, predictions, images = sample
+        return {"truth, pixelated, prediction": torch.cat([images, pixelated_images, predictions], 3)}
+
+
+TASK = Depixelation

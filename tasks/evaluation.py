@@ -1,0 +1,270 @@
+"""What every task does with trained models: load them, tell how good they are, draw figures."""
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch.utils.flop_counter import FlopCounterMode
+
+from architectures import BLOCKS
+from processes import choose_device, choose_precision
+from utils import Config, UserError, atomic_write, config_from_dict, load_checkpoint, show
+
+# ------------------------------------------------------------------------------------------------ models from files
+
+
+@dataclass
+class Model:
+    """A trained network, or a baseline, as tables know it."""
+
+    name: str
+    predict: Callable  # inputs -> outputs, in eval mode
+    config: Config | None = None  # with which it was trained
+    parameters: int = 0
+
+
+def load_weights(network, checkpoint, path):
+    """Weights from a checkpoint, as main.load_checkpoint returns it, into a network.
+
+    A network with more residual blocks starts as the smaller one: its new blocks add zero. Raises UserError.
+    """
+    try:
+        network.load_state_dict(checkpoint["weights"])
+    except (RuntimeError, AttributeError, TypeError):
+        made_by = checkpoint["config"].get("network") if isinstance(checkpoint["config"], dict) else None
+        raise UserError(
+            f"{path}: its weights (of {made_by}) do not fit {type(network).__name__} with these network_options; "
+            f"name a model of the same architecture"
+        ) from None
+
+
+def with_symmetries(network, count):
+    """The network as a predictor that averages over `count` symmetries of its input, where it knows symmetries."""
+    if hasattr(network, "SYMMETRIES"):
+        return partial(network, symmetries=range(min(count, network.SYMMETRIES)))
+    return network
+
+
+def mean_of(predictors):
+    """A predictor: the mean of several predictors' outputs, before they are rounded."""
+    return lambda inputs: torch.stack([predict(inputs) for predict in predictors]).mean(dim=0)
+
+
+def chosen_model(task, given):
+    """The model file that the configuration names, or the shipped one as long as nothing was trained."""
+    config = task.config
+    path = config.model or config.file("models", ".pt")
+    if task.shipped and not {"model", "name"} & given and config.model is None and not os.path.exists(path):
+        return task.shipped
+    return path
+
+
+def load_model(task, path, given, device):
+    """The Model of a file, on the device. Its architecture comes from the file itself. Raises UserError."""
+    config = task.config
+    baselines = task.baselines()
+    if path in baselines:
+        return Model(path, baselines[path])
+    checkpoint = load_checkpoint(path, "train one first with python main.py, or name one with --model FILE")
+    made_for = checkpoint["config"].get("task", "depixelation")
+    if made_for != config.task:
+        raise UserError(f"{path}: is a model for --task {made_for}, not for {config.task}")
+    made = config_from_dict(type(config), checkpoint["config"], path)
+    if "network" in given and config.network != made.network:
+        raise UserError(f"network: {show(path)} is a {made.network}, not a {config.network}; leave --network out")
+    network = task.build_network(made.network, made.network_options)
+    load_weights(network, checkpoint, path)
+    network = network.eval().to(device, memory_format=torch.channels_last)
+    predict = with_symmetries(network, getattr(config, "views", 1))
+    return Model(show(path), predict, made, sum(p.numel() for p in network.parameters()))
+
+
+def load_models(task, given, paths):
+    """(Models of some files, or of the configured one where there are none; device; precision)"""
+    device = choose_device(task.config.device)
+    precision = choose_precision(task.config.precision, device)
+    baseline = task.config.network in task.baselines() and not task.config.model
+    paths = paths or [task.config.network if baseline else chosen_model(task, given)]
+    models = [load_model(task, path, given, device) for path in paths]
+    for model in models:
+        if model.config:
+            print(f"{model.config.network} from {model.name}; {device.type}, {str(precision)[6:]}")
+    return models, device, precision
+
+
+# ------------------------------------------------------------------------------------------------ figures of merit
+
+
+class Measurement(NamedTuple):
+    """What several predictors reach on a dataset of N samples."""
+
+    figures: dict  # {score: (predictors, N) float64}, for each sample
+    seconds: np.ndarray  # (predictors,) that each took
+    sample: object  # some samples with the first predictor's output, for plot_samples
+    details: np.ndarray | None = None  # what a task's own tables need of each sample
+
+
+def confidence_interval(values, draws=1000):
+    """(low, high): 95 % of the means of as many values, drawn with replacement (bootstrap), lie between them."""
+    rng, n = np.random.default_rng(0), len(values)
+    means = [values[rng.integers(n, size=n)].mean() for _ in range(draws)]
+    return tuple(np.percentile(means, [2.5, 97.5]))
+
+
+def evaluate(task, given, paths):
+    """--evaluate: print and write tables of several models' figures on samples with truth, and draw them."""
+    config = task.config
+    models, device, precision = load_models(task, given, paths)
+    dataset, source = task.evaluation_set(given, models)
+    models = task.compared(models, device)
+    measured = task.measure([model.predict for model in models], dataset, device, precision)
+    print(f"\nOn {source}.")
+    print_scores(task, models, measured, len(dataset))
+    print_differences(task, models, measured)
+    table = config.file("losses", "_evaluation.csv")
+    rows = [
+        {"model": model.name, **{score: float(values[i].mean()) for score, values in measured.figures.items()}}
+        for i, model in enumerate(models)
+    ]
+    write_table(rows, table)
+    pictures = task.report(models, measured)
+    print(f"\nTable: {show(table)}; pictures: {', '.join(map(show, pictures))}")
+    return 0
+
+
+def print_scores(task, models, measured, count):
+    """A row a model: each score's mean, of the first its interval, the task's own columns, speed."""
+    width = max(len(model.name) for model in models)
+    first, *others = measured.figures
+    extra = task.columns(models, measured)
+    head = f"{first:>6}   95 % interval  " + "".join(f"{name:>9}" for name in others)
+    head += "".join(f"  {name:>7}" for name in extra)
+    print(f"{'':{width}} {head}  images/s")
+    for i, model in enumerate(models):
+        values = measured.figures[first][i]
+        low, high = confidence_interval(values)
+        cells = [f"{measured.figures[name][i].mean():9.3f}" for name in others]
+        cells += [f"  {column[i]:>{max(7, len(name))}}" for name, column in extra.items()]
+        rate = count / max(measured.seconds[i], 1e-9)
+        print(f"{model.name:{width}} {values.mean():6.3f} {low:6.3f} to {high:6.3f}  {''.join(cells)} {rate:8.0f}")
+
+
+def print_differences(task, models, measured):
+    """Of the trained models, what each differs from the first in the deciding score, sample by sample."""
+    trained = [i for i, model in enumerate(models) if model.config]
+    if len(trained) < 2:
+        return
+    values = measured.figures[task.scores[0]]
+    print(f"\n{task.scores[0]} less that of {models[trained[0]].name}, paired by sample, with its 95 % interval:")
+    for i in trained[1:]:
+        difference = values[i] - values[trained[0]]
+        low, high = confidence_interval(difference)
+        print(f"{models[i].name}  {difference.mean():+.3f} ({low:+.3f} to {high:+.3f})")
+
+
+# ------------------------------------------------------------------------------------------------ networks
+
+
+def layers_and_blocks(module, name=""):
+    """(name, module) of each block, and of each layer with weights outside of blocks, in order."""
+    if name and (isinstance(module, BLOCKS) or module._parameters):
+        yield name, module
+    else:
+        for part, child in module.named_children():
+            yield from layers_and_blocks(child, f"{name}.{part}" if name else part)
+
+
+def summarize(task, given, operands):
+    """--summary: print every network of the task in its configured or default shape."""
+    config = task.config
+    for name in task.networks:
+        network = task.build_network(name, config.network_options if name == config.network else {}).eval()
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            network(task.example_input())
+        flops = {module: sum(counts.values()) for module, counts in counter.get_flop_counts().items()}
+        parameters = sum(p.numel() for p in network.parameters())
+        print(f"\n{name}: {parameters:,} parameters, {counter.get_total_flops() / 1e9:.3f} GFLOP an image")
+        for part, module in layers_and_blocks(network):
+            print(
+                f"  {part:<12} {type(module).__name__:<14} {sum(p.numel() for p in module.parameters()):>9,} "
+                f"parameters {flops.get(f'{name}.{part}', 0) / 1e6:>8.1f} MFLOP  {module.extra_repr()}".rstrip()
+            )
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ tables and figures
+
+
+def write_table(rows, path):
+    """A CSV file, a line a dict."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(table.getvalue().encode())
+
+
+def read_log(path):
+    """The rows of losses/NAME.csv, numbers as floats. Raises UserError."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        if rows:
+            return rows
+        raise ValueError("it has no rows")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a run that was trained here") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: is no log of a run ({error})") from None
+
+
+def save_figure(figure, path):
+    """A matplotlib figure as a picture, at once or not at all: a JPEG where the name ends so, else a PNG."""
+    with atomic_write(path) as file:
+        figure.savefig(file, format="jpeg" if str(path).lower().endswith((".jpg", ".jpeg")) else "png", dpi=100)
+
+
+def plot_curves(panels, path):
+    """Curves over epochs. panels: (label of the y axis, {label of the curve: (x, y)}, keywords for Axes.set) each."""
+    figure = Figure(figsize=(5.5 * len(panels), 4.5), layout="constrained")
+    for axes, (label, curves, options) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        for i, (name, (x, y)) in enumerate(curves.items()):
+            style = ("-", "--", ":", "-.")[i % 4]
+            axes.plot(x, y, style, marker="osv^Dx"[i % 6], markersize=3, color=str(0.6 * i / len(curves)), label=name)
+        axes.set(xlabel="epoch", ylabel=label, **options)
+        axes.grid(color="0.9")
+        axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def compare(task, given, names):
+    """--compare: draw the logs of several runs of a task into one figure, a panel for the loss and for each score."""
+    config = task.config
+    logs = {name: read_log(config.file("losses", ".csv", name)) for name in names}
+    panels = []
+    for column in ("train_loss", *task.scores):
+        missing = next((name for name, rows in logs.items() if column not in rows[0]), None)
+        if missing:
+            raise UserError(
+                f"{config.file('losses', '.csv', missing)}: has no column {column}; is it of --task {config.task}?"
+            )
+        curves = {name: ([row["epoch"] for row in rows], [row[column] for row in rows]) for name, rows in logs.items()}
+        panels.append((column, curves, {"yscale": "log"} if column == "train_loss" else {}))
+    picture = config.file("losses", "_compared.png")
+    plot_curves(panels, picture)
+    width = max(map(len, names))
+    print(f"{'':{width}}  minutes" + "".join(f"{column:>12}" for column in ("train_loss", *task.scores)))
+    for name, rows in logs.items():
+        best = (max if task.higher_is_better else min)(rows, key=lambda row: row[task.scores[0]])
+        cells = "".join(f"{best[column]:12.4g}" for column in ("train_loss", *task.scores))
+        print(f"{name:{width}} {rows[-1]['minutes']:8.1f}{cells}")
+    print(f"Each at its best {task.scores[0]}. Curves: {show(picture)}")
+    return 0

@@ -1,0 +1,383 @@
+"""Image sources: a folder or zip of photos, or "synthetic", decoded once, in parallel, into a cache on disk."""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import time
+import warnings
+import zipfile
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+import synthetic
+from datasets import IMAGE_SIZE, to_8_bits, to_grayscale
+from processes import start_worker
+from utils import UserError, digest, show
+
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+
+# ------------------------------------------------------------------------------------------------ reading photos
+
+CACHE_VERSION = 1  # part of every cache's key: raise it when decoding or the file layout changes
+CACHE_SIDE = 128  # shortest side of a cached photo: as the course's photos, twice the challenge's images
+SYNTHETIC_SIDE = 96
+MAX_FILE_BYTES = 256 * 2**20  # a larger photo is left out: it is no photo, or a zip bomb
+CHUNK = 32  # photos a worker decodes in one go
+
+
+def list_photos(images):
+    """The photos of a folder or zip file: a sorted list of (name, stamp), name with forward slashes, relative.
+
+    stamp changes when the file does: size and modification time, or size and checksum in a zip. Hidden files are
+    skipped (among them the resource forks that macOS adds to zips). Raises UserError where there is nothing to read.
+    """
+    if os.path.isdir(images):
+        photos = []
+        for folder, subfolders, files in os.walk(images):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            for name in files:
+                if _is_photo(name):
+                    path = os.path.join(folder, name)
+                    try:
+                        stamp = "{0.st_size} {0.st_mtime_ns}".format(os.stat(path))
+                    except OSError:  # a link to nowhere: it will be left out as unreadable
+                        stamp = "missing"
+                    photos.append((os.path.relpath(path, images).replace(os.sep, "/"), stamp))
+    elif os.path.isfile(images):
+        try:
+            with zipfile.ZipFile(images) as file:
+                entries = file.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise UserError(
+                f"images: {images} cannot be read as a zip file ({error}); give a folder or a .zip"
+            ) from None
+        photos = [(entry.filename, f"{entry.file_size} {entry.CRC}") for entry in entries if _is_photo(entry.filename)]
+    else:
+        raise UserError(f'images: there is no folder or file {images}; give one that exists, or "synthetic"')
+    if not photos:
+        raise UserError(f"images: no photos in {images} (looked for {', '.join(EXTENSIONS)}, also in subfolders)")
+    return sorted(photos)
+
+
+def _is_photo(name):
+    base = name.rsplit("/", 1)[-1]
+    return base.lower().endswith(EXTENSIONS) and not base.startswith(".") and not name.startswith("__MACOSX/")
+
+
+@functools.cache  # reading the directory of a large zip takes a while, so a worker process does it once
+def _open_zip(path):
+    return zipfile.ZipFile(path)
+
+
+def _read_photo(images, name):
+    """The bytes of one photo."""
+    opened = open(os.path.join(images, name), "rb") if os.path.isdir(images) else _open_zip(images).open(name)
+    with opened as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
+    return data
+
+
+def decode_photo(data):
+    """The two arrays that the cache keeps of a photo, both uint8 grayscale.
+
+    data: bytes of a JPEG or PNG of any mode. Returns the photo, (h, w), its shortest side at most CACHE_SIDE, its
+    longest cropped to twice that; and its view in the challenge's own form, (64, 64): Resize(64, bilinear),
+    CenterCrop(64), grayscale (nearly so for JPEGs over 1000 pixels a side, which are decoded at a fraction of it).
+    Raises ValueError where a side is shorter than 64; Pillow raises where it cannot decode.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if min(image.size) < IMAGE_SIZE:
+                raise ValueError(f"smaller than {IMAGE_SIZE} pixels")
+            image.draft(None, (4 * CACHE_SIDE, 4 * CACHE_SIDE))  # large JPEGs: decode at a fraction of their size
+            with contextlib.suppress(SyntaxError):  # from a broken EXIF block, which spoils no pixel
+                image = ImageOps.exif_transpose(image)
+            image = _without_mode(image)
+    return _grayscale(_resize(image, CACHE_SIDE, 2 * CACHE_SIDE)), _grayscale(_resize(image, IMAGE_SIZE, IMAGE_SIZE))
+
+
+def _without_mode(image):
+    """Any Pillow mode to "RGB" or "L"; transparent parts become white."""
+    if image.mode.startswith("I"):
+        return Image.fromarray(to_8_bits(image))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _resize(image, side, longest):
+    """Shortest side to `side` unless it is shorter already, longest cropped to `longest`, as torchvision does it."""
+    shortest = min(image.size)
+    width, height = (int(length * side / shortest) if shortest > side else length for length in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (int(round(max(0, length - longest) / 2)) for length in (width, height))
+    return image.crop((left, top, min(left + longest, width), min(top + longest, height)))
+
+
+def _grayscale(image):
+    return to_grayscale(np.array(image))[0]
+
+
+def _decode_chunk(images, names):
+    """[(photo, view), or the reason why the photo is left out] of one worker."""
+    results = []
+    for name in names:
+        try:
+            results.append(decode_photo(_read_photo(images, name)))
+        except Exception as error:  # whatever a broken file makes a decoder raise, it costs this one photo
+            reason = str(error) if type(error) is ValueError else "unreadable"
+            results.append(reason)
+    return results
+
+
+def _draw_chunk(seed, indices):
+    """[(image, view)] of the synthetic source, as _decode_chunk gives them for photos."""
+    images = [synthetic.synthetic_image(seed, index, SYNTHETIC_SIDE) for index in indices]
+    return [(image, np.asarray(_resize(Image.fromarray(image), IMAGE_SIZE, IMAGE_SIZE))) for image in images]
+
+
+# ------------------------------------------------------------------------------------------------ the cache
+
+
+class DamagedCache(Exception):
+    """Its files have been changed or cut off."""
+
+
+class ImageCache:
+    """Decoded photos on disk, mapped into memory: `cache[i]` is photo i, (h, w) uint8, `cache.views[i]` its (64, 64).
+
+    names: the photos' names, in order. left_out: (name, reason) of those that could not be used.
+    """
+
+    def __init__(self, path):
+        """Raises DamagedCache where the files are missing or do not fit one another."""
+        self.path = path
+        try:
+            with open(os.path.join(path, "index.json"), encoding="utf-8") as file:
+                index = json.load(file)
+            self.names, self.left_out = index["names"], [(name, reason) for name, reason in index["left_out"]]
+            self.shapes = np.array(index["shapes"], dtype=np.int64).reshape(len(self.names), 2)
+            self.ends = self.shapes.prod(axis=1).cumsum()
+            self.pixels, self.views = (
+                np.memmap(os.path.join(path, name), dtype=np.uint8, mode="r") for name in ("pixels.bin", "views.bin")
+            )
+            self.views = self.views.reshape(len(self.names), IMAGE_SIZE, IMAGE_SIZE)
+            if not self.names or self.shapes.min() < 1 or len(self.pixels) != self.ends[-1]:
+                raise ValueError("sizes do not fit")
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedCache(f"{path} ({error})") from None
+
+    def __reduce__(self):  # a worker process maps the files itself; pickling the arrays would copy them
+        return ImageCache, (self.path,)
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, index):
+        height, width = self.shapes[index]
+        end = self.ends[index]
+        return self.pixels[end - height * width : end].reshape(height, width)
+
+
+def open_cache(images, cache_dir, seed, synthetic_images):
+    """The ImageCache of an image source, made first where there is none that fits.
+
+    images: a folder, a .zip or "synthetic"; cache_dir: where caches lie; seed and synthetic_images: of the synthetic
+    source alone. A cache fits while the source's files (names, sizes, times or checksums) and the settings are the
+    same; of each source one cache is kept. One whose files are damaged is made again.
+    """
+    if images == "synthetic":
+        source, photos = "synthetic", []
+        with open(synthetic.__file__, "rb") as file:
+            settings = [SYNTHETIC_SIDE, seed, synthetic_images, hashlib.sha256(file.read()).hexdigest()]
+    else:
+        source, photos = os.path.abspath(images), list_photos(images)
+        settings = [CACHE_SIDE, photos]
+    stem = os.path.splitext(os.path.basename(source))[0] + "-" + digest(source)
+    path = os.path.join(cache_dir, f"{stem}-{digest([CACHE_VERSION, IMAGE_SIZE, settings])}")
+    if images == "synthetic":
+        chunks = [range(i, min(i + CHUNK, synthetic_images)) for i in range(0, synthetic_images, CHUNK)]
+        names, job, first = [f"synthetic {i}" for i in range(synthetic_images)], _draw_chunk, seed
+    else:
+        names = [name for name, _ in photos]
+        chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
+        job, first = _decode_chunk, images
+    build = functools.partial(_build_cache, names=names, chunks=chunks, job=job, first=first)
+    if not os.path.exists(path):
+        _make_cache(path, stem, build)
+    try:
+        cache = ImageCache(path)
+    except DamagedCache as error:
+        print(f"The cache {error} is damaged; it is made again.")
+        shutil.rmtree(path)
+        _make_cache(path, stem, build)
+        cache = ImageCache(path)
+    _tell_left_out(cache.left_out, len(photos))
+    return cache
+
+
+def _make_cache(path, stem, build):
+    """Build a cache beside its place, move it there, and delete the older ones of its source (names begin with stem)."""
+    cache_dir = os.path.dirname(path)
+    building = f"{path}.building.{digest(platform.node())}.{os.getpid()}"
+    try:
+        os.makedirs(building)
+        build(building)
+        for name in os.listdir(cache_dir):
+            old = os.path.join(cache_dir, name)
+            if not name.startswith(stem + "-") or old == building:
+                continue
+            with contextlib.suppress(OSError):  # another process was faster
+                if ".building." not in name or _abandoned(old):
+                    shutil.rmtree(old)
+        os.replace(building, path)
+    except OSError as error:
+        error.filename = error.filename or cache_dir
+        raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _tell_left_out(left_out, count):
+    """One line that names the photos that are not used, and why. left_out: (name, reason) each."""
+    if not left_out:
+        return
+    reasons = {reason: [name for name, why in left_out if why == reason] for _, reason in left_out}
+    listed = "; ".join(
+        f"{len(names)} {reason} ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})"
+        for reason, names in reasons.items()
+    )
+    listed = listed.encode(errors="backslashreplace").decode()  # names need not be valid Unicode
+    print(f"Left out {len(left_out)} of {count} photos: {listed}")
+
+
+def _abandoned(building):
+    """Whether the process that built a cache in this folder is gone; of other machines' and on Windows: for a day."""
+    machine, pid = building.rsplit(".", 2)[1:]
+    if os.name != "posix" or machine != digest(platform.node()):
+        return time.time() - os.stat(building).st_mtime > 86400
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        pass
+    return False
+
+
+def _build_cache(path, names, chunks, job, first):
+    """Write a cache's files into the folder path: job(first, chunk) for all chunks, in parallel."""
+    index, verb = {"names": [], "left_out": [], "shapes": []}, "drawing" if job is _draw_chunk else "decoding"
+    progress = tqdm(total=len(names), desc=verb, unit=" images", smoothing=0)
+    workers = min(os.cpu_count() or 1, 8, len(chunks))
+    with (
+        open(os.path.join(path, "pixels.bin"), "wb") as pixels,
+        open(os.path.join(path, "views.bin"), "wb") as views,
+        progress,
+        ProcessPoolExecutor(workers, initializer=start_worker) as pool,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(pool.shutdown, cancel_futures=True)  # after Ctrl-C, do not work off what is queued
+        remaining = iter(names)
+        for results in pool.map(job, [first] * len(chunks), chunks):
+            for result, name in zip(results, remaining):
+                if isinstance(result, str):
+                    index["left_out"].append((name, result))
+                else:
+                    photo, view = result
+                    pixels.write(photo.tobytes())
+                    views.write(view.tobytes())
+                    index["names"].append(name)
+                    index["shapes"].append(photo.shape)
+            progress.update(len(results))
+    if not index["names"]:
+        raise UserError(
+            f"images: none of the {len(names)} photos in {first} can be used ({names[0]}: {index['left_out'][0][1]})"
+        )
+    with open(os.path.join(path, "index.json"), "w", encoding="utf-8") as file:
+        json.dump(index, file)
+
+
+# ------------------------------------------------------------------------------------------------ the split
+
+
+def split_by_folder(names, fraction):
+    """Indices of training and validation photos: (train, validation), sorted int64 arrays.
+
+    Photos of one folder look alike, so whole folders are held out: every k-th, until they make up `fraction` of the
+    photos. A folder with over a quarter of all photos is cut into runs of neighbours, which then count as folders; so
+    is a source without folders.
+    """
+    folders = {}
+    for i, name in enumerate(names):
+        folders.setdefault(name.rpartition("/")[0], []).append(i)
+    groups = []
+    for members in folders.values():
+        run = len(members) if len(members) <= len(names) / 4 else max(1, min(100, len(names) // 20))
+        groups += [members[i : i + run] for i in range(0, len(members), run)]
+    wanted = max(1, round(fraction * len(names)))
+    step = max(1, round(1 / fraction))
+    order = [i for start in range(step) for i in range(start, len(groups), step)]
+    held_out, count = set(), 0
+    for i in order:
+        if count < wanted and count + len(groups[i]) < len(names):
+            held_out.add(i)
+            count += len(groups[i])
+    parts = [
+        [i for g, members in enumerate(groups) if (g in held_out) == chosen for i in members]
+        for chosen in (False, True)
+    ]
+    return tuple(np.array(sorted(part), dtype=np.int64) for part in parts)
+
+
+def image_source(config):
+    """(cache, indices of the training images, indices of the images held out) of config.images."""
+    cache = open_cache(config.images, config.cache_dir, config.seed, config.synthetic_images)
+    train_indices, validation_indices = split_by_folder(cache.names, config.validation_fraction)
+    if not len(train_indices) or not len(validation_indices):
+        raise UserError(
+            f"images: {config.images} has {len(cache)} usable photos; training and validation need one each"
+        )
+    return cache, train_indices[: config.max_images], validation_indices
+
+
+def images_with_truth(config, given, trained_with):
+    """(cache, indices, what they are in words): images of config.images on which none of the models was trained.
+
+    trained_with: the models' configs, None for what was not trained. Where models were trained on a source of this
+    name, these are the images held out by all of them; else all.
+    """
+    made_with = [made for made in trained_with if made]
+    trained = [made for made in made_with if _stem(made.images) == _stem(config.images)]
+    for name in {"seed", "synthetic_images"} - given:
+        if trained:
+            setattr(config, name, getattr(trained[0], name))
+    cache = open_cache(config.images, config.cache_dir, config.seed, config.synthetic_images)
+    source = "drawn images" if config.images == "synthetic" else f"images of {show(config.images)}"
+    if trained or config.images == "synthetic":
+        split_as = [config] if "validation_fraction" in given or not trained else trained
+        splits = [split_by_folder(cache.names, made.validation_fraction)[1] for made in split_as]
+        indices = functools.reduce(np.intersect1d, splits)
+        if not len(indices):
+            raise UserError(f"images: these models held out no image of {config.images} in common; name other images")
+        return cache, indices, f"{len(indices):,} {source}, held out of training"
+    if made_with:
+        trained_on = ", ".join(sorted({os.path.basename(made.images) for made in made_with}))
+        print(f"Trained on {trained_on}: if the {source} are among these, the score is too good.")
+    return cache, np.arange(len(cache)), f"all {len(cache):,} {source}"
+
+
+def _stem(path):
+    return os.path.splitext(os.path.basename(path))[0]
