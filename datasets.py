@@ -137,7 +137,7 @@ class RandomImagePixelationDataset(Dataset):
         return self.pixelate(image, np.random.default_rng(index), self.image_files[index])
 
     def pixelate(self, image, rng, image_file, **extent):
-        """A sample: the image, (1, H, W), with a random rectangle. extent: width_range and height_range, if not the own."""
+        """A sample: the image, (1, H, W), with a random rectangle. extent: other ranges than its own."""
         ranges = {**self.ranges, **extent}
         return *prepare_image(image, *draw_rectangle(rng, image.shape[2], image.shape[1], **ranges)), image_file
 

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
-from architectures import BLOCKS
+from architectures import BLOCKS, ResidualBlock
 from processes import choose_device, choose_precision
 from utils import Config, UserError, atomic_write, config_from_dict, load_checkpoint, show
 
@@ -31,12 +31,15 @@ class Model:
 
 
 def load_weights(network, checkpoint, path):
-    """Weights from a checkpoint, as main.load_checkpoint returns it, into a network.
+    """Weights from a checkpoint, as utils.load_checkpoint returns it, into a network.
 
     A network with more residual blocks starts as the smaller one: its new blocks add zero. Raises UserError.
     """
     try:
-        network.load_state_dict(checkpoint["weights"])
+        own, weights = network.state_dict(), checkpoint["weights"]
+        new = [name for name in own if name not in weights]
+        deeper = all(isinstance(network.get_submodule(name.rsplit(".", 2)[0]), ResidualBlock) for name in new)
+        network.load_state_dict({**own, **weights} if deeper else weights)
     except (RuntimeError, AttributeError, TypeError):
         made_by = checkpoint["config"].get("network") if isinstance(checkpoint["config"], dict) else None
         raise UserError(

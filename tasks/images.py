@@ -229,7 +229,7 @@ def open_cache(images, cache_dir, seed, synthetic_images):
 
 
 def _make_cache(path, stem, build):
-    """Build a cache beside its place, move it there, and delete the older ones of its source (names begin with stem)."""
+    """Build a cache beside its place, move it there, and delete its source's older ones (names begin with stem)."""
     cache_dir = os.path.dirname(path)
     building = f"{path}.building.{digest(platform.node())}.{os.getpid()}"
     try:
@@ -350,7 +350,9 @@ def image_source(config):
         raise UserError(
             f"images: {config.images} has {len(cache)} usable photos; training and validation need one each"
         )
-    return cache, train_indices[: config.max_images], validation_indices
+    if config.max_images:  # again and again, so that an epoch stays as long as it is
+        train_indices = np.resize(train_indices[: config.max_images], len(train_indices))
+    return cache, train_indices, validation_indices
 
 
 def images_with_truth(config, given, trained_with):
