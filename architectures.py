@@ -257,8 +257,8 @@ class ResidualUNet(UNet):
             guess = interpolate(images, means, grid)
             center, deviation = grid.statistics(guess)
             maps = torch.cat([(guess - center) / deviation, (images - center) / deviation, 1 - unknown.float()], dim=1)
-        views = [transform(super(ResidualUNet, self).forward, maps, symmetry) for symmetry in symmetries]
-        residual = guess + deviation * sum(views) / len(views)
+        outputs = [transform(super(ResidualUNet, self).forward, maps, symmetry) for symmetry in symmetries]
+        residual = guess + deviation * sum(outputs) / len(outputs)
         with torch.autocast(images.device.type, enabled=False):
             restored = means + residual - grid.means(residual)
             if not self.training:

@@ -175,12 +175,12 @@ class Key(NamedTuple):
 class CachedPixelationDataset(RandomImagePixelationDataset):
     """The same samples from a cache of decoded images: 64x64, rectangles as in the test set.
 
-    For validation (crop_scale None) item i is the image's own view in the challenge's form, with a rectangle that is a
+    For validation (crop_scale None) item i is the image's thumbnail in the challenge's form, with a rectangle that is a
     function of (seed, i). For training an item is asked for by a Key: a random resized crop, its side a share of the
     image's shortest side within crop_scale, maybe flipped, with a rectangle of the key's extent.
 
-    cache: `cache[i]` an image, (h, w) uint8; `cache.views[i]` the same, (64, 64) uint8; `cache.names[i]`. indices: of
-    the images to use.
+    cache: `cache[i]` an image, (h, w) uint8; `cache.thumbnails[i]` the same, (64, 64) uint8; `cache.names[i]`.
+    indices: of the images to use.
     """
 
     def __init__(self, cache, indices, seed, crop_scale=None):
@@ -197,7 +197,9 @@ class CachedPixelationDataset(RandomImagePixelationDataset):
 
     def __getitem__(self, key):
         if self.crop_scale is None:
-            return self._sample(self.cache.views[self.indices[key]], np.random.default_rng((self.seed, 0, key)), key)
+            return self._sample(
+                self.cache.thumbnails[self.indices[key]], np.random.default_rng((self.seed, 0, key)), key
+            )
         rng = np.random.default_rng((self.seed, key.epoch, key.index))
         image = self._augment(self.cache[self.indices[key.index]], rng)
         extent = {"width_range": (key.width, key.width), "height_range": (key.height, key.height)}

@@ -76,11 +76,7 @@ def train(config, task, processes, state=None):
     board = open_tensorboard(config, run.step) if config.tensorboard and not processes.rank else None
     if not state and not processes.rank:
         save_run(config, task, run, parts, precision)  # finds out now whether that works
-    print(
-        f"{config.network}: {sum(p.numel() for p in network.parameters()):,} parameters; {len(set(task.training_set.names)):,} "
-        f"images to train on, {len(task.validation_set):,} held out; {device.type}, {str(precision)[6:]}"
-        + (f"; batches of {config.batch_size}, shared by {processes.count} processes" if processes.count > 1 else "")
-    )
+    tell_start(config, task, network, device, precision, processes)
     with Interrupts(loud=not processes.rank) as interrupts, EpochBar(len(task.training_set)) as bar:
         for batch in batches:
             batch = [tensor.to(device, non_blocking=True) for tensor in batch]
@@ -125,6 +121,16 @@ def check_start(config, processes, state):
             )
     if os.path.exists(config.file("models", ".pt")):
         print(f"{show(config.file('models', '.pt'))} will be replaced after the first epoch; to keep it, use --name")
+
+
+def tell_start(config, task, network, device, precision, processes):
+    """One line: what is trained, on what, where."""
+    shared = f"; batches of {config.batch_size}, shared by {processes.count} processes" if processes.count > 1 else ""
+    print(
+        f"{config.network}: {sum(p.numel() for p in network.parameters()):,} parameters; "
+        f"{len(set(task.training_set.names)):,} images to train on, {len(task.validation_set):,} held out; "
+        f"{device.type}, {str(precision)[6:]}{shared}"
+    )
 
 
 def load_batches(config, task, network, step, processes, device):

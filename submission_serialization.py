@@ -86,7 +86,7 @@ def deserialize(path_or_filehandle):
 class _ArrayUnpickler(pickle._Unpickler):
     """Reads uint8 and bool arrays in plain containers and nothing else: unpickling runs no code of the file's choice.
 
-    It is the unpickler in Python, less all opcodes that this needs not, because the one in C can be made to allocate
+    It is the unpickler in Python, without the opcodes that this does not need: the one in C can be made to allocate
     memory (by memo indexes) and to compute for ever (by hashing nested tuples) out of a file of a few bytes.
     """
 

@@ -26,7 +26,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 # ------------------------------------------------------------------------------------------------ reading photos
 
-CACHE_VERSION = 1  # part of every cache's key: raise it when decoding or the file layout changes
+CACHE_VERSION = 2  # part of every cache's key: raise it when decoding or the file layout changes
 CACHE_SIDE = 128  # shortest side of a cached photo: as the course's photos, twice the challenge's images
 SYNTHETIC_SIDE = 96
 MAX_FILE_BYTES = 256 * 2**20  # a larger photo is left out: it is no photo, or a zip bomb
@@ -91,7 +91,7 @@ def decode_photo(data):
     """The two arrays that the cache keeps of a photo, both uint8 grayscale.
 
     data: bytes of a JPEG or PNG of any mode. Returns the photo, (h, w), its shortest side at most CACHE_SIDE, its
-    longest cropped to twice that; and its view in the challenge's own form, (64, 64): Resize(64, bilinear),
+    longest cropped to twice that; and its thumbnail in the challenge's own form, (64, 64): Resize(64, bilinear),
     CenterCrop(64), grayscale (nearly so for JPEGs over 1000 pixels a side, which are decoded at a fraction of it).
     Raises ValueError where a side is shorter than 64; Pillow raises where it cannot decode.
     """
@@ -131,7 +131,7 @@ def _grayscale(image):
 
 
 def _decode_chunk(images, names):
-    """[(photo, view), or the reason why the photo is left out] of one worker."""
+    """[(photo, thumbnail), or the reason why the photo is left out] of one worker."""
     results = []
     for name in names:
         try:
@@ -143,7 +143,7 @@ def _decode_chunk(images, names):
 
 
 def _draw_chunk(seed, indices):
-    """[(image, view)] of the synthetic source, as _decode_chunk gives them for photos."""
+    """[(image, thumbnail)] of the synthetic source, as _decode_chunk gives them for photos."""
     images = [synthetic.synthetic_image(seed, index, SYNTHETIC_SIDE) for index in indices]
     return [(image, np.asarray(_resize(Image.fromarray(image), IMAGE_SIZE, IMAGE_SIZE))) for image in images]
 
@@ -156,7 +156,8 @@ class DamagedCache(Exception):
 
 
 class ImageCache:
-    """Decoded photos on disk, mapped into memory: `cache[i]` is photo i, (h, w) uint8, `cache.views[i]` its (64, 64).
+    """Decoded photos on disk, mapped into memory: `cache[i]` is photo i, (h, w) uint8, `cache.thumbnails[i]` the
+    same in the challenge's form, (64, 64) uint8.
 
     names: the photos' names, in order. left_out: (name, reason) of those that could not be used.
     """
@@ -170,10 +171,11 @@ class ImageCache:
             self.names, self.left_out = index["names"], [(name, reason) for name, reason in index["left_out"]]
             self.shapes = np.array(index["shapes"], dtype=np.int64).reshape(len(self.names), 2)
             self.ends = self.shapes.prod(axis=1).cumsum()
-            self.pixels, self.views = (
-                np.memmap(os.path.join(path, name), dtype=np.uint8, mode="r") for name in ("pixels.bin", "views.bin")
+            self.pixels, self.thumbnails = (
+                np.memmap(os.path.join(path, name), dtype=np.uint8, mode="r")
+                for name in ("pixels.bin", "thumbnails.bin")
             )
-            self.views = self.views.reshape(len(self.names), IMAGE_SIZE, IMAGE_SIZE)
+            self.thumbnails = self.thumbnails.reshape(len(self.names), IMAGE_SIZE, IMAGE_SIZE)
             if not self.names or self.shapes.min() < 1 or len(self.pixels) != self.ends[-1]:
                 raise ValueError("sizes do not fit")
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -284,7 +286,7 @@ def _build_cache(path, names, chunks, job, first):
     workers = min(os.cpu_count() or 1, 8, len(chunks))
     with (
         open(os.path.join(path, "pixels.bin"), "wb") as pixels,
-        open(os.path.join(path, "views.bin"), "wb") as views,
+        open(os.path.join(path, "thumbnails.bin"), "wb") as thumbnails,
         progress,
         ProcessPoolExecutor(workers, initializer=start_worker) as pool,
         contextlib.ExitStack() as stack,
@@ -296,9 +298,9 @@ def _build_cache(path, names, chunks, job, first):
                 if isinstance(result, str):
                     index["left_out"].append((name, result))
                 else:
-                    photo, view = result
+                    photo, thumbnail = result
                     pixels.write(photo.tobytes())
-                    views.write(view.tobytes())
+                    thumbnails.write(thumbnail.tobytes())
                     index["names"].append(name)
                     index["shapes"].append(photo.shape)
             progress.update(len(results))
