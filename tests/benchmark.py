@@ -23,10 +23,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from architectures import NETWORKS, ResidualUNet  # noqa: E402
-from datasets import PixelationDataset, collate, epoch_order, open_cache, split_by_folder  # noqa: E402
-from evaluation import save_figure  # noqa: E402
-from utils import ROOT, Config, build_optimizers, choose_precision, keep_freed_memory, restore, to_inputs, training_loss  # noqa: E402
+
+from architectures import ResidualUNet  # noqa: E402
+from datasets import CachedPixelationDataset, collate  # noqa: E402
+from processes import choose_precision, keep_freed_memory  # noqa: E402
+from tasks.depixelation import NETWORKS, Depixelation, DepixelationConfig  # noqa: E402
+from tasks.evaluation import save_figure  # noqa: E402
+from tasks.images import open_cache, split_by_folder  # noqa: E402
+from tasks.restoration import restore  # noqa: E402
+from tasks.training import Part  # noqa: E402
+from utils import ROOT  # noqa: E402
 
 
 def row(what, value, unit):
@@ -51,17 +57,12 @@ def rate(function, items, limit=5.0):
 
 def training_step(network, dtype):
     """A function that trains the network for a step on (pixelated images, known arrays, images), as main.py does."""
-    optimizers = build_optimizers("muon", list(network.train().parameters()), 0.0)
+    task = Depixelation(DepixelationConfig())
+    part = Part(network.train(), task.config, dtype, network)
 
-    def step(pixelated_images, known_arrays, images):
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            predictions = network(to_inputs(pixelated_images, known_arrays))
-        loss = training_loss("rmse", predictions, images.float() / 255, known_arrays)[0]
-        network.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 20.0, foreach=True)
-        for optimizer in optimizers:
-            optimizer.step()
+    def step(*batch):
+        losses, _ = task.loss("network", {"network": part}, batch)
+        part.step(losses["train_loss"], task.config.learning_rate)
 
     return step
 
@@ -210,20 +211,79 @@ def memory_of_training(images, cache_dir, workers):
     return peak * 1024 / 1e9
 
 
+def measure_data(images, folder):
+    """Print what the cache and the data pipeline take; returns the training dataset."""
+    opened = lambda: open_cache(images, folder, 0, 10000)  # noqa: E731
+    row("cache: first start", seconds(opened), "s")
+    row("cache: second start", seconds(opened), "s")
+    cache = opened()
+    row("cache: images", len(cache), "")
+    row("cache: on disk", sum(entry.stat().st_size for entry in os.scandir(cache.path)) / 1e6, "MB")
+    dataset = CachedPixelationDataset(cache, split_by_folder(cache.names, 0.06)[0], 0, (0.7, 1.0))
+    order = dataset.batches(64, 0)
+    samples = rate(lambda: collate([dataset[key] for key in next(order)]), 64)
+    row("data: samples a second on one core", samples, "1/s")
+    return dataset
+
+
+def measure_machine(precision):
+    """Print how fast the machine multiplies and copies; returns {dtype: FLOPs a second of a matrix product}."""
+    row(f"threads, precision auto = {str(precision)[6:]}", torch.get_num_threads(), "")
+    matmul = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(2048, 2048, dtype=dtype)
+        matmul[dtype] = rate(lambda: a @ a, 2 * 2048**3, 2)
+        row(f"matmul 2048, {str(dtype)[6:]}", matmul[dtype] / 1e12, "TFLOP/s")
+    a, b = torch.ones(2**27), torch.ones(2**27)  # 512 MB each, far more than any cache
+    row("memory: copied, read and written", rate(lambda: a.copy_(b), 2 * 4 * 2**27, 2) / 1e9, "GB/s")
+    return matmul
+
+
+def measure_network(name, dtype, dataset, matmul, shares):
+    """Print how fast a network restores and trains; shares: also where the time of a training step goes."""
+    network, label = NETWORKS[name]().to(memory_format=torch.channels_last), f"{name}, {str(dtype)[6:]}"
+    mixed = dataset.batches(64, 0)
+    mixed = collate([dataset[key] for _ in range(4) for key in next(mixed)])  # 256 images, as --predict takes them
+    row(f"{label}: restored images a second", rate(lambda: restore(network.eval(), *mixed[:2], dtype), 256), "1/s")
+    if name == "IdentityModel":
+        return
+    window_side = getattr(network, "window_side", None)
+    size, count = (DepixelationConfig().batch_size, 16) if window_side else (32, 2)
+    keys = itertools.islice(dataset.batches(size, 0, window_side), count)
+    batches = [collate([dataset[key] for key in batch]) for batch in keys]
+    step = training_step(network, dtype)
+    with FlopCounterMode(display=False) as counter:
+        step(*batches[0])  # warm
+        flops = -counter.get_total_flops()
+        for batch in batches:
+            step(*batch)
+        flops += counter.get_total_flops()
+    trained = rate(lambda: [step(*batch) for batch in batches], size * count)
+    row(f"{label}: trained images a second, batch {size}", trained, "1/s")
+    row(f"{label}: its share of the matmul rate", 100 * trained * flops / (size * count) / matmul, "%")
+    for kind, share in time_shares(step, batches).items() if shares else ():
+        row(f"{label}: of this, {kind}", 100 * share, "%")
+
+
+def measure_memory(images, photos, folder):
+    """Print the peak memory of trainings on a zip of so many photos, those of the zip images again and again."""
+    many = os.path.join(folder, "many.zip")
+    with zipfile.ZipFile(images) as source, zipfile.ZipFile(many, "w") as target:
+        names = [name for name in source.namelist() if name.lower().endswith(".jpg")]
+        for i in range(photos):
+            target.writestr(f"{i // 100:04}/{i:07}.jpg", source.read(names[i % len(names)]))
+    for workers in (0, 2):
+        label = f"memory: training on {photos:,} photos, {workers} workers"
+        row(label, memory_of_training(many, folder, workers), "GB")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", default="synthetic")
     parser.add_argument("--minutes", type=float, nargs="*", default=[], help="train from nothing for so long, each")
-    parser.add_argument(
-        "--photos", type=int, default=35000, help="how many photos the memory is measured with (of a zip)"
-    )
-    parser.add_argument(
-        "--scaling",
-        type=float,
-        nargs="*",
-        metavar="MINUTES",
-        help="train three sizes, for so long each; none: draw anew",
-    )
+    parser.add_argument("--photos", type=int, default=35000, help="how many the memory is measured with (of a zip)")
+    text = "train three sizes, for so long each; none: draw anew"
+    parser.add_argument("--scaling", type=float, nargs="*", metavar="MINUTES", help=text)
     arguments = parser.parse_args()
     if arguments.scaling:
         train_sizes(arguments.images, arguments.scaling)
@@ -232,80 +292,21 @@ def main():
         return
     keep_freed_memory()
     torch.manual_seed(0)
+    precision = choose_precision("auto", torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        opened = lambda images=arguments.images: open_cache(images, folder, 0, 10000)  # noqa: E731
-        row("cache: first start", seconds(opened), "s")
-        row("cache: second start", seconds(opened), "s")
-        cache = opened()
-        row("cache: images", len(cache), "")
-        row("cache: on disk", sum(entry.stat().st_size for entry in os.scandir(cache.path)) / 1e6, "MB")
-
-        dataset = PixelationDataset(cache, split_by_folder(cache.names, 0.06)[0], 0, (0.7, 1.0))
-        order = epoch_order(dataset, 0, 64, 0)
-        row(
-            "data: samples a second on one core",
-            rate(lambda: collate([dataset[key] for key in next(order)]), 64),
-            "1/s",
-        )
-
-        precision = choose_precision("auto", torch.device("cpu"))
-        row(f"threads, precision auto = {str(precision)[6:]}", torch.get_num_threads(), "")
-        matmul = {}
-        for dtype in (torch.float32, torch.bfloat16):
-            a = torch.randn(2048, 2048, dtype=dtype)
-            matmul[dtype] = rate(lambda: a @ a, 2 * 2048**3, 2)
-            row(f"matmul 2048, {str(dtype)[6:]}", matmul[dtype] / 1e12, "TFLOP/s")
-        a, b = torch.ones(2**27), torch.ones(2**27)  # 512 MB each, far more than any cache
-        row("memory: copied, read and written", rate(lambda: a.copy_(b), 2 * 4 * 2**27, 2) / 1e9, "GB/s")
-
-        mixed = collate([dataset[key] for _ in range(4) for key in next(order)])  # 256 images, as --predict takes them
-        for name, network_type in NETWORKS.items():
-            network = network_type().to(memory_format=torch.channels_last)
-            window_side = getattr(network, "window_side", None)
-            size, count = (Config().batch_size, 16) if window_side else (32, 2)
-            batches = itertools.islice(epoch_order(dataset, 0, size, 0, window_side), count)
-            batches = [collate([dataset[key] for key in keys]) for keys in batches]
-            for dtype in (torch.float32, torch.bfloat16):
-                label = f"{name}, {str(dtype)[6:]}"
-                network.eval()
-                restored = rate(lambda: restore(network, *mixed[:2], dtype), 256)
-                row(f"{label}: restored images a second", restored, "1/s")
-                if name == "IdentityModel":
-                    continue
-                step = training_step(network, dtype)
-                with FlopCounterMode(display=False) as counter:
-                    step(*batches[0])  # warm
-                    flops = -counter.get_total_flops()
-                    for batch in batches:
-                        step(*batch)
-                    flops += counter.get_total_flops()
-                trained = rate(lambda: [step(*batch) for batch in batches], size * count)
-                row(f"{label}: trained images a second, batch {size}", trained, "1/s")
-                share = trained * flops / (size * count) / matmul[dtype]
-                row(f"{label}: its share of the matmul rate", 100 * share, "%")
-                if network_type is ResidualUNet and dtype == precision:
-                    for kind, share in time_shares(step, batches).items():
-                        row(f"{label}: of this, {kind}", 100 * share, "%")
-
+        dataset = measure_data(arguments.images, folder)
+        matmul = measure_machine(precision)
+        for name in NETWORKS:
+            for dtype, speed in matmul.items():
+                measure_network(name, dtype, dataset, speed, name == "ResidualUNet" and dtype == precision)
         for minutes in arguments.minutes:
             with tempfile.TemporaryDirectory() as fresh:
                 start = time.perf_counter()  # imports, cache, training, validation
                 score = float(train(arguments.images, minutes, fresh, fresh)["score"])
                 taken = (time.perf_counter() - start) / 60
             row(f"score after {taken:.1f} minutes, {minutes:g} of them training", score, "")
-
         if zipfile.is_zipfile(arguments.images):
-            many = os.path.join(folder, "many.zip")
-            with zipfile.ZipFile(arguments.images) as source, zipfile.ZipFile(many, "w") as target:
-                names = [name for name in source.namelist() if name.lower().endswith(".jpg")]
-                for i in range(arguments.photos):
-                    target.writestr(f"{i // 100:04}/{i:07}.jpg", source.read(names[i % len(names)]))
-            for workers in (0, 2):
-                row(
-                    f"memory: training on {arguments.photos:,} photos, {workers} workers",
-                    memory_of_training(many, folder, workers),
-                    "GB",
-                )
+            measure_memory(arguments.images, arguments.photos, folder)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,10 @@ from PIL import Image
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import main as entry  # noqa: E402
-from datasets import open_cache  # noqa: E402
 from submission_serialization import deserialize, serialize  # noqa: E402
 from synthetic import synthetic_image  # noqa: E402
+from tasks import training as tasks_training  # noqa: E402
+from tasks.images import open_cache  # noqa: E402
 
 EPOCHS = 8
 
@@ -44,7 +45,7 @@ def training(folder, name, *options):
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     torch.set_num_threads(1)
-    entry.SAVE_EVERY = 0.05  # seconds, so that many moments lie inside of a checkpoint's writing
+    tasks_training.SAVE_EVERY = 0.05  # seconds, so that many moments lie inside of a checkpoint's writing
     options += ("--network_options", '{"channels": [16, 32], "blocks": [1, 1]}', "--synthetic_images", "200")
     options += ("--batch_size", "8", "--precision", "float32", "--device", "cpu", "--epochs", str(EPOCHS))
     status = entry.main(
@@ -58,7 +59,7 @@ def result(folder, name):
     best, last = (torch.load(os.path.join(folder, "models", name + s), weights_only=True) for s in (".pt", ".last.pt"))
     with open(os.path.join(folder, "losses", name + ".csv"), encoding="utf-8") as file:
         rows = [{key: value for key, value in row.items() if key != "minutes"} for row in csv.DictReader(file)]
-    state = {"best": best["weights"], **{key: last[key] for key in ("weights", "average", "optimizers", "rng")}}
+    state = {"best": best["weights"], **{key: last[key] for key in ("parts", "rng")}}
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return rows, buffer.getvalue()

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from architectures import NETWORKS, BasicCNN, BlockGrid, DeePixV1, ResidualUNet, find_block_sizes, interpolate
+from architectures import BasicCNN, BlockGrid, DeePixV1, ResidualUNet, UNet, find_block_sizes, interpolate, transform
 from datasets import draw_rectangle, prepare_image
 from synthetic import synthetic_image
-from utils import restore, rmse_per_image, to_inputs, training_loss
+from tasks.depixelation import NETWORKS, training_loss
+from tasks.restoration import restore, rmse_per_image, to_inputs
 
 SIZES = range(4, 17)
 
@@ -155,21 +156,28 @@ def test_views_are_the_eight_symmetries_and_their_mean_keeps_block_means():
     _, _, pixelated, known = cases(20, 8, smooth=True)
     network = loose_init(ResidualUNet(channels=(16, 32), blocks=(1, 1))).eval()
     maps = torch.randn(2, 3, 24, 16)
-    convolve, network._unet = network._unet, lambda maps: maps[:, :1]
-    assert all(torch.equal(network._view(maps, view), maps[:, :1]) for view in range(8))  # each is undone
     seen = []
-    network._unet = lambda maps: seen.append(maps) or maps[:, :1]
-    for view in range(8):
-        network._view(maps, view)
+    for symmetry in range(8):  # each is undone
+        assert torch.equal(transform(lambda maps: seen.append(maps) or maps[:, :1], maps, symmetry), maps[:, :1])
     assert len({tuple(view.flatten().tolist()) for view in seen}) == 8  # and no two are alike
-    network._unet = convolve
     inputs = to_inputs(pixelated, known)
     grid = BlockGrid(pixelated, ~known, SIZES)
     one = network(inputs).detach()
-    network.views = 8
-    outputs = network(inputs).detach()
+    each = torch.stack([network(inputs, symmetries=[symmetry]) for symmetry in range(8)]).detach()
+    outputs = network(inputs, symmetries=range(8)).detach()
+    assert torch.equal(each[0], one) and (outputs - each.mean(dim=0)).abs().max() < 0.01  # but for the clamping
     assert (outputs - one).abs().max() > 1e-3
     assert (grid.means(outputs) - grid.expected_means(inputs[:, :1])).abs().max() * 255 < 0.1
+
+
+def test_unet_keeps_the_size_and_starts_at_zero():
+    network = UNet(3, 2, (8, 16), (1, 1))
+    maps = torch.randn(2, 3, 12, 20)
+    assert network.multiple == 2 and torch.equal(network(maps), torch.zeros(2, 2, 12, 20))
+    loose_init(network)
+    assert network(maps).abs().min() > 0
+    with pytest.raises(ValueError, match="for each of the 3 stages"):
+        UNet(channels=(8, 8, 8), blocks=(1, 1))
 
 
 def test_reference_networks():
@@ -196,5 +204,5 @@ def test_every_network_learns_its_training_batch():
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        assert sum(losses[-8:]) / 8 < 0.9 * losses[0], type(network).__name__  # the views differ
+        assert sum(losses[-8:]) / 8 < 0.9 * losses[0], type(network).__name__  # the rectangles differ
         assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())

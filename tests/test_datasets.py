@@ -18,25 +18,20 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-import datasets
 from datasets import (
-    PixelationDataset,
+    CachedPixelationDataset,
+    Key,
     RandomImagePixelationDataset,
-    _decode_chunk,
-    _open_zip,
     collate,
-    decode_photo,
     draw_rectangle,
-    epoch_order,
-    list_photos,
-    open_cache,
     prepare_image,
-    split_by_folder,
     stack_with_padding,
     to_grayscale,
 )
 from synthetic import synthetic_image
-from utils import UserError
+from tasks import images as sources
+from tasks.images import _decode_chunk, _open_zip, decode_photo, list_photos, open_cache, split_by_folder
+from utils import UserError, digest
 
 RANGES = (4, 32), (4, 32), (4, 16)
 
@@ -160,15 +155,15 @@ def encode(image, format="PNG", **options):
     return file.getvalue()
 
 
-def test_view_is_the_courses_transform():
+def test_thumbnail_is_the_courses_transform():
     course = transforms.Compose(
         [transforms.Resize(64, transforms.InterpolationMode.BILINEAR), transforms.CenterCrop(64)]
     )
     rng = np.random.default_rng(0)
     for size in ((64, 64), (128, 171), (200, 130), (333, 97), (65, 64), (98, 196)):
         image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
-        photo, view = decode_photo(encode(image))
-        assert np.array_equal(view, to_grayscale(np.array(course(image)))[0])
+        photo, thumbnail = decode_photo(encode(image))
+        assert np.array_equal(thumbnail, to_grayscale(np.array(course(image)))[0])
         assert min(photo.shape) == min(128, *size) and max(photo.shape) <= 256
 
 
@@ -261,7 +256,7 @@ def test_zip_equals_folder(photos, tmp_path):
     a = open_cache(str(photos), str(tmp_path), 0, 0)
     b = open_cache(str(tmp_path / "photos.zip"), str(tmp_path), 0, 0)
     assert ["training/" + name for name in a.names] == b.names and len(a) == 60 and not b.left_out
-    assert np.array_equal(a.views, b.views) and all(np.array_equal(a[i], b[i]) for i in range(60))
+    assert np.array_equal(a.thumbnails, b.thumbnails) and all(np.array_equal(a[i], b[i]) for i in range(60))
 
 
 def test_cache_notices_every_change(tmp_path, monkeypatch):
@@ -269,8 +264,10 @@ def test_cache_notices_every_change(tmp_path, monkeypatch):
     for i in range(4):
         save_photo(folder / f"{i}.jpg", i)
     built = []
-    build = datasets._build_cache
-    monkeypatch.setattr(datasets, "_build_cache", lambda *arguments: (built.append(1), build(*arguments)))
+    build = sources._build_cache
+    monkeypatch.setattr(
+        sources, "_build_cache", lambda *arguments, **named: (built.append(1), build(*arguments, **named))
+    )
 
     def changed():
         built.clear()
@@ -286,14 +283,31 @@ def test_cache_notices_every_change(tmp_path, monkeypatch):
     assert changed() and not changed()
     save_photo(folder / "1.jpg", 9)
     assert changed() and not changed()
-    monkeypatch.setattr(datasets, "CACHE_SIDE", 96)
+    monkeypatch.setattr(sources, "CACHE_SIDE", 96)
     assert changed() and not changed()
+
+
+@pytest.mark.parametrize("name", ["pixels.bin", "thumbnails.bin", "index.json"])
+def test_a_damaged_cache_is_made_again(tmp_path, capsys, name):
+    path = open_cache("synthetic", str(tmp_path), 3, 40).path
+    good = {file: (tmp_path / path / file).read_bytes() for file in os.listdir(path)}
+    for damaged in (good[name][: len(good[name]) // 2], b"", None):
+        (tmp_path / path / name).unlink()
+        if damaged is not None:
+            (tmp_path / path / name).write_bytes(damaged)
+        capsys.readouterr()
+        assert np.array_equal(open_cache("synthetic", str(tmp_path), 3, 40)[39], synthetic_image(3, 39))
+        line = capsys.readouterr().out
+        assert line.count("\n") == 1 and path in line and "is made again" in line
+        assert {file: (tmp_path / path / file).read_bytes() for file in os.listdir(path)} == good
+    open_cache("synthetic", str(tmp_path), 3, 40)
+    assert not capsys.readouterr().out and len(os.listdir(tmp_path)) == 1
 
 
 def test_only_abandoned_caches_are_removed(photos, tmp_path):
     place = os.path.basename(open_cache(str(photos), str(tmp_path), 0, 0).path)
     shutil.rmtree(tmp_path / place)
-    here = datasets.digest(platform.node())
+    here = digest(platform.node())
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     old = [f"{place}.building.{here}.{dead.pid}", f"{place}.building.0.{os.getppid()}", f"{place}.building.9"]
@@ -311,7 +325,7 @@ def test_synthetic_images_are_functions_of_seed_and_index(tmp_path):
     for i in (69, 0, 33):  # in another order and process than the cache drew them
         assert np.array_equal(cache[i], synthetic_image(3, i))
     assert not np.array_equal(synthetic_image(3, 0), synthetic_image(4, 0))
-    assert cache.views.shape == (70, 64, 64) and np.std(cache.views, axis=(1, 2)).min() > 1
+    assert cache.thumbnails.shape == (70, 64, 64) and np.std(cache.thumbnails, axis=(1, 2)).min() > 1
 
 
 # ------------------------------------------------------------------------------------------------ split and batches
@@ -341,10 +355,10 @@ def test_split_is_complete_and_does_not_leak(names):
 
 def test_batches_are_the_same_for_any_number_of_workers_and_any_start(photos, tmp_path):
     cache = open_cache(str(photos), str(tmp_path), 0, 0)
-    dataset = PixelationDataset(cache, np.arange(10, 55), 5, (0.7, 1.0))
+    dataset = CachedPixelationDataset(cache, np.arange(10, 55), 5, (0.7, 1.0))
 
     def batches(workers, start, count=8):
-        order = epoch_order(dataset, 5, 16, start)
+        order = dataset.batches(16, start)
         loader = DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=workers)
         return list(itertools.islice(loader, count))
 
@@ -357,20 +371,20 @@ def test_batches_are_the_same_for_any_number_of_workers_and_any_start(photos, tm
         assert torch.equal(pixelated_images[known_arrays], images[known_arrays]) and images.shape[1:] == (1, 64, 64)
         assert not torch.equal(pixelated_images, images)
     assert not torch.equal(reference[0][0], batches(0, 3, 1)[0][0])  # the next epoch has other rectangles
-    other = PixelationDataset(cache, np.arange(10, 55), 6, (0.7, 1.0))
-    assert not np.array_equal(other[0, 0, 8, 8][0], dataset[0, 0, 8, 8][0])
+    other = CachedPixelationDataset(cache, np.arange(10, 55), 6, (0.7, 1.0))
+    assert not np.array_equal(other[Key(0, 0, 8, 8)][0], dataset[Key(0, 0, 8, 8)][0])
 
 
 def test_batches_of_rectangles_that_need_the_same_window():
     def side(extent):
         return -(-extent // 8)
 
-    dataset = range(3000)
-    plain, grouped = (list(itertools.islice(epoch_order(dataset, 5, 16, 0, f), 2 * 188)) for f in (None, side))
-    assert grouped[200:] == list(itertools.islice(epoch_order(dataset, 5, 16, 200, side), 176))
+    dataset = CachedPixelationDataset(None, range(3000), 5, (0.7, 1.0))
+    plain, grouped = (list(itertools.islice(dataset.batches(16, 0, f), 2 * 188)) for f in (None, side))
+    assert grouped[200:] == list(itertools.islice(dataset.batches(16, 200, side), 176))
     for batches in (plain, grouped):
         assert [sorted(i for batch in part for _, i, _, _ in batch) for part in (batches[:188], batches[188:])] == [
-            list(dataset)
+            list(range(3000))
         ] * 2
         keys = [key for batch in batches for key in batch]
         counts = np.stack([np.bincount([key[axis] for key in keys], minlength=33) for axis in (2, 3)])
@@ -384,17 +398,17 @@ def test_batches_of_rectangles_that_need_the_same_window():
 
 def test_validation_rectangles_are_fixed(photos, tmp_path):
     cache = open_cache(str(photos), str(tmp_path), 0, 0)
-    a, b = (PixelationDataset(cache, np.arange(30, 40), 0) for _ in range(2))
+    a, b = (CachedPixelationDataset(cache, np.arange(30, 40), 0) for _ in range(2))
     for i in range(10):
         pixelated, known, target, name = a[i]
         assert np.array_equal(pixelated, b[i][0]) and name == cache.names[30 + i]
-        assert np.array_equal(cache.views[30 + i][None][~known], target.ravel())
+        assert np.array_equal(cache.thumbnails[30 + i][None][~known], target.ravel())
 
 
 def test_a_core_makes_4000_samples_a_second(photos, tmp_path):
     cache = open_cache(str(photos), str(tmp_path), 0, 0)
-    dataset = PixelationDataset(cache, np.arange(60), 0, (0.7, 1.0))
-    order = epoch_order(dataset, 0, 60, 0)
+    dataset = CachedPixelationDataset(cache, np.arange(60), 0, (0.7, 1.0))
+    order = dataset.batches(60, 0)
     threads, best = torch.get_num_threads(), 0
     torch.set_num_threads(1)
     for _ in range(10):  # the best of ten, in this thread's time: other programs may hold the core

@@ -17,8 +17,10 @@ from test_main import TINY
 
 import main as entry
 from architectures import IdentityModel
-from evaluation import Ensemble, confidence_interval, errors_per_image, place, points, read_submission
 from submission_serialization import deserialize, load_test_set, serialize
+from tasks.challenge import read_submission
+from tasks.depixelation import Depixelation, place_in_2023, points
+from tasks.evaluation import confidence_interval, mean_of
 from utils import UserError
 
 
@@ -35,8 +37,8 @@ def test_points_and_places_of_the_course():
     assert [points(score, identity=23, reference=17) for score in scores] == [0, 0, 100, 200, 250, 250]
     scores = (12, 12.649, 13, 13.65, 13.9, 14, 14.4, 17)
     expected = ["1", "1", "2", "3", "4 to 5", "6 to 7", "8 to 10", "below 10"]
-    assert [place(score, 23.163) for score in scores] == expected
-    assert place(2 * 13.9, 2 * 23.163) == "4 to 5"  # images that are harder for all
+    assert [place_in_2023(score, 23.163) for score in scores] == expected
+    assert place_in_2023(2 * 13.9, 2 * 23.163) == "4 to 5"  # images that are harder for all
 
 
 def test_confidence_interval_is_that_of_the_mean():
@@ -61,9 +63,10 @@ def test_mean_of_predictions_scores_no_worse_than_the_mean_of_scores():
     known[..., 2:6, 2:6] = False
     samples = [(image[0].numpy(), known[0].numpy(), image[0, :, 2:6, 2:6].numpy(), "")] * 10
     networks = [Off(4 / 255), Off(-8 / 255)]
-    networks += [Ensemble(networks), IdentityModel()]
-    errors, geometry, seconds, sample = errors_per_image(networks, samples, torch.device("cpu"), torch.float32)
-    assert errors.tolist() == [[4.0] * 10, [8.0] * 10, [2.0] * 10, [0.0] * 10]
+    networks += [mean_of(networks), IdentityModel()]
+    task = Depixelation(Depixelation.Config())
+    figures, seconds, sample, geometry = task.measure(networks, samples, torch.device("cpu"), torch.float32)
+    assert figures["score"].tolist() == [[4.0] * 10, [8.0] * 10, [2.0] * 10, [0.0] * 10]
     assert geometry.tolist() == [[16, 16]] * 10 and (seconds > 0).all()
     assert torch.equal(sample[2][0], torch.where(known, image, 104)[0]) and len(sample[0]) == 8
 
@@ -191,7 +194,7 @@ def test_photos_of_the_training_are_not_evaluated(run, photos, tmp_path, capsys)
 
 
 def test_archive_to_hand_in(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("evaluation.LARGE_HAND_IN", 1e6)
+    monkeypatch.setattr("tasks.challenge.LARGE_HAND_IN", 1e6)
     files = [tmp_path / "a.zip", tmp_path / "b.zip"]
     for file in files:
         assert entry.main(["--zip", str(file), "--output_dir", str(tmp_path)]) == 0
@@ -205,6 +208,7 @@ def test_archive_to_hand_in(tmp_path, monkeypatch, capsys):
     assert {"main.py", "README.md", "config.json", "requirements.txt", "tests/test_main.py", "models/photos.pt"} <= set(
         names
     )
+    assert {"tasks/__init__.py", "tasks/depixelation.py", "models/README.md", "tests/README.md"} <= set(names)
     assert {"models/photos.json", "losses/photos.csv", ".ci/run"} <= set(names)
     with open(tmp_path / "unpacked" / "README.md", encoding="utf-8") as file:
         assert set(re.findall(r"!\[.*\]\((.*)\)", file.read())) <= set(names)

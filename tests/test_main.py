@@ -18,10 +18,13 @@ import torch
 from PIL import Image
 
 import main as entry
-from datasets import open_cache, prepare_image
+from datasets import prepare_image
 from submission_serialization import deserialize
 from synthetic import synthetic_image
-from utils import ROOT, Config, parse_command_line
+from tasks import depixelation, training
+from tasks.depixelation import DepixelationConfig as Config
+from tasks.images import open_cache
+from utils import ROOT, locked
 
 TINY = [
     "--network_options",
@@ -64,9 +67,15 @@ def log(tmp_path, name="default"):
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
+def load_weights(path):
+    """Of a model or of the state of a run."""
+    saved = torch.load(path, weights_only=True)
+    return saved["parts"]["network"]["weights"] if "parts" in saved else saved["weights"]
+
+
 def interrupt_at(monkeypatch, step, number=signal.SIGINT):
     """Send the signal to this process while the loss of that step is computed."""
-    calls, loss = [], entry.training_loss
+    calls, loss = [], depixelation.training_loss
 
     def patched(*arguments):
         calls.append(1)
@@ -74,7 +83,7 @@ def interrupt_at(monkeypatch, step, number=signal.SIGINT):
             os.kill(os.getpid(), number)
         return loss(*arguments)
 
-    monkeypatch.setattr(entry, "training_loss", patched)
+    monkeypatch.setattr(depixelation, "training_loss", patched)
 
 
 def test_train_interrupt_resume_predict(run, test_set, tmp_path, monkeypatch, capsys):
@@ -93,10 +102,8 @@ def test_train_interrupt_resume_predict(run, test_set, tmp_path, monkeypatch, ca
     assert all((tmp_path / file).exists() and (tmp_path / file.replace("whole", "parts")).exists() for file in files)
     assert not list(tmp_path.rglob("*.tmp"))
     for suffix in (".pt", ".last.pt"):  # resumed exactly, to the last bit
-        whole, parts = (
-            torch.load(tmp_path / "models" / (name + suffix), weights_only=True) for name in ("whole", "parts")
-        )
-        assert all(map(torch.equal, whole["weights"].values(), parts["weights"].values()))
+        whole, parts = (load_weights(tmp_path / "models" / (name + suffix)) for name in ("whole", "parts"))
+        assert all(map(torch.equal, whole.values(), parts.values()))
     rows = log(tmp_path, "whole")
     assert [row["epoch"] for row in rows] == [1, 2, 3] and rows[-1]["score"] < rows[-1]["identity_score"]
     for a, b in zip(rows, log(tmp_path, "parts"), strict=True):
@@ -129,7 +136,7 @@ def test_model_needs_nothing_but_its_file(run, test_set, tmp_path, capsys):
     options = ["--config", str(tmp_path / "empty.json"), "--predict", "--test_set", test_set[0]]
     options += ["--submission", str(submission)]
     assert entry.main([*options, "--model", str(moved)]) == 0 and submission.exists()
-    again = parse_command_line(["--config", str(tmp_path / "models" / "default.json")], "", entry.ACTIONS, "")[2]
+    again = entry.read_command_line(["--config", str(tmp_path / "models" / "default.json")])[2].config
     assert again.network_options == config["network_options"] and again.output_dir == ROOT
     assert again.images == "synthetic"
     capsys.readouterr()
@@ -242,18 +249,17 @@ def test_loss_that_is_not_finite_keeps_the_best_model(run, tmp_path, capsys):
 def test_weights_that_are_not_finite_are_never_saved(run, tmp_path, monkeypatch, capsys):
     assert run("--epochs", "1") == 0
     files = {path: path.read_bytes() for path in (tmp_path / "models").iterdir()}
-    step = entry.nn.utils.clip_grad_norm_
+    step = torch.nn.utils.clip_grad_norm_
 
     def poisoned(parameters, *arguments, **options):  # as an infinite gradient norm does: not all weights, no loss yet
         step(parameters, *arguments, **options)
         parameters[-1].grad.fill_(float("nan"))
 
-    monkeypatch.setattr(entry.nn.utils, "clip_grad_norm_", poisoned)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
     assert run("--epochs", "1", "--batch_size", "64") == 2  # one step
     assert "the loss became nan" in capsys.readouterr().err
     last = tmp_path / "models" / "default.last.pt"  # of the beginning
-    weights = torch.load(last, weights_only=True)["weights"].values()
-    assert all(w.isfinite().all() for w in weights)
+    assert all(w.isfinite().all() for w in load_weights(last).values())
     assert {path: content for path, content in files.items() if path != last} == {
         path: path.read_bytes() for path in (tmp_path / "models").iterdir() if path != last
     }
@@ -280,9 +286,14 @@ def test_states_that_are_none(run, tmp_path, capsys):
         {**state, "config": {**state["config"], "depth": 3}},
         {**state, "config": []},
     ]
-    wrong += [{**state, "run": {}}, {**state, "run": None}, {**state, "rng": {}}, {**state, "optimizers": []}]
-    wrong += [{**state, "optimizers": [{}, {}]}, {**state, "average": {}}, {**state, "precision": "int8"}]
-    wrong += [{**state, "weights": {3: 4}}, {**state, "images": None}, state["run"]]
+    part = state["parts"]["network"]
+    wrong += [{**state, "run": {}}, {**state, "run": None}, {**state, "rng": {}}, {**state, "precision": "int8"}]
+    wrong += [{**state, "run": {**state["run"], "sums": [3]}}, {**state, "run": {**state["run"], "step": "3"}}]
+    wrong += [{**state, "parts": {}}, {**state, "parts": {"network": []}}, {**state, "images": None}, state["run"]]
+    for key, value in (("optimizers", []), ("optimizers", [{}, {}]), ("average", {}), ("weights", {3: 4})):
+        wrong.append({**state, "parts": {"network": {**part, key: value}}})
+    wrong += [{**state, "config": {**state["config"], "task": "denoising"}}]
+    wrong += [{key: value for key, value in state.items() if key != "parts"} | part]  # of version 1
     wrong += [{**state, "config": {**state["config"], "network": "BasicCNN", "network_options": {}}}]
     capsys.readouterr()
     for number, case in enumerate(wrong):
@@ -377,7 +388,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(run, tmp_path, capsys):
 
 def test_a_second_run_of_the_same_name_is_refused(run, tmp_path, capsys):
     path = tmp_path / "models" / "default.lock"
-    with entry.locked(str(path), "x"):
+    with locked(str(path), "x"):
         code = f"import sys, main; sys.exit(main.main({[*TINY, '--output_dir', str(tmp_path), '--epochs', '1']!r}))"
         second = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert second.returncode == 2 and second.stderr.count("\n") == 1
@@ -416,12 +427,13 @@ def test_budget_in_minutes(run, tmp_path, loss):
 
 def test_learning_rate_is_a_function_of_progress():
     config = Config(learning_rate=1.0, warmup=0.1, decay=0.5, epochs=10, max_minutes=2.0)
-    assert [entry.learning_rate(config, p) for p in (0, 0.05, 0.1, 0.5, 0.75, 1)] == pytest.approx(
+    assert [training.learning_rate(config, p) for p in (0, 0.05, 0.1, 0.5, 0.75, 1)] == pytest.approx(
         [0, 0.5, 1, 1, 0.5, 0]
     )
-    assert entry.training_progress(config, 30, 10, 12) == pytest.approx(0.3)  # by epochs
-    assert entry.training_progress(config, 30, 10, 60) == pytest.approx(0.5)  # by minutes
-    assert entry.training_progress(config, 500, 10, 0) == 1
+    for step, seconds, progress in ((30, 12, 0.3), (30, 60, 0.5), (500, 0, 1)):  # by epochs, by minutes, at the end
+        run = training.Run(step=step, seconds=seconds)
+        run.begin(config, 10)
+        assert run.progress(step) == pytest.approx(progress) and run.epoch == step / 10
 
 
 def test_tensorboard_gets_what_the_log_gets(run, tmp_path, monkeypatch, capsys):

@@ -7,8 +7,9 @@ from PIL import Image, ImageCms
 
 import main as entry
 from architectures import ResidualUNet
-from own_photos import _block_means, find_area, find_block_size, read_photo, restore_area
+from datasets import block_means
 from synthetic import synthetic_image
+from tasks.own_photos import estimate_block_size, find_area, read_photo, restore_area
 
 
 def photo(width, height, seed=0):
@@ -20,7 +21,7 @@ def photo(width, height, seed=0):
 def pixelated(pixels, x, y, width, height, size):
     result = pixels.copy()
     area = slice(y, y + height), slice(x, x + width)
-    result[area] = np.floor(_block_means(result[area], size))
+    result[area] = np.floor(block_means(result[area], size))
     return result
 
 
@@ -39,7 +40,7 @@ def test_rectangle_and_block_size_are_found(width, height, rectangle):
     pixels = pixelated(photo(width, height), *rectangle)
     x, y, w, h, size = rectangle
     assert find_area(pixels) == (x, y, w, h)
-    assert find_block_size(pixels[y : y + h, x : x + w]) == size
+    assert estimate_block_size(pixels[y : y + h, x : x + w]) == size
     assert find_area(pixels[:, :, :1]) == (x, y, w, h)
     assert find_area(photo(width, height)) is None
 
@@ -52,11 +53,11 @@ def test_restored_channels_keep_their_block_means_and_the_rest(width, height, re
     x, y, w, h, size = rectangle
     area = slice(y, y + h), slice(x, x + w)
     network = ResidualUNet((8, 8), (1, 1)).eval()
-    restored = restore_area(network, pixels, rectangle[:4], torch.float32)
+    restored = restore_area(network, pixels, rectangle[:4], torch.device("cpu"), torch.float32)
     outside = np.ones(pixels.shape[:2], dtype=bool)
     outside[area] = False
     assert restored.dtype == np.uint8 and np.array_equal(restored[outside], pixels[outside])
-    assert np.abs(_block_means(restored[area], size) - pixels[area]).max() <= 1  # the floor and the rounding
+    assert np.abs(block_means(restored[area], size) - pixels[area]).max() <= 1  # the floor and the rounding
     errors = [np.sqrt(np.mean((image[area].astype(float) - truth[area]) ** 2)) for image in (restored, pixels)]
     assert errors[0] < 0.95 * errors[1]
 
@@ -94,7 +95,7 @@ def test_files(tmp_path, capsys):
     area = ["--area", "40", "30", "60", "50"]
     assert entry.main(["--depixelate", str(tmp_path / "lossy.jpg"), *area, "--views", "1"]) == 0
     values = read_photo(tmp_path / "lossy.jpg")[0][30:80, 40:100]
-    assert find_block_size(values) == 12
+    assert estimate_block_size(values) == 12
     (tmp_path / "text.png").write_text("x")
     for options, words in (
         ([str(tmp_path / "missing.png")], "missing.png: No such file"),

@@ -41,7 +41,7 @@ def rows(folder):
 
 
 def weights(folder):
-    return torch.load(folder / "models" / "default.last.pt", weights_only=True)["weights"]
+    return torch.load(folder / "models" / "default.last.pt", weights_only=True)["parts"]["network"]["weights"]
 
 
 def test_two_processes_train_as_one_does_and_resume_exactly(tmp_path):

@@ -11,9 +11,11 @@ from PIL import Image
 
 from architectures import BlockGrid
 from datasets import HEIGHT_RANGE, SIZE_RANGE, WIDTH_RANGE, draw_rectangle, prepare_image
-from evaluation import SHIPPED, build_network, load_weights
 from synthetic import synthetic_image
-from utils import ROOT, config_from_dict, load_checkpoint, restore, rmse_per_image
+from tasks import load_task
+from tasks.evaluation import load_weights
+from tasks.restoration import restore, rmse_per_image
+from utils import ROOT, config_from_dict, load_checkpoint
 
 NAMES = ("photos", "small", "BasicCNN", "DeePixV1")
 
@@ -36,15 +38,16 @@ def samples():
 
 def load(name):
     checkpoint = load_checkpoint(os.path.join(ROOT, "models", f"{name}.pt"), "it is part of the repository")
-    config = config_from_dict(checkpoint["config"], name)
-    network = build_network(config.network, config.network_options)
+    task_type = load_task(checkpoint["config"].get("task", "depixelation"))
+    config = config_from_dict(task_type.Config, checkpoint["config"], name)
+    network = task_type(config).build_network(config.network, config.network_options)
     load_weights(network, checkpoint, name)
     return network.eval().to(memory_format=torch.channels_last), checkpoint
 
 
 def test_all_together_are_small():
     assert sum(os.path.getsize(os.path.join(ROOT, "models", f"{name}.pt")) for name in NAMES) < 25e6
-    assert SHIPPED == os.path.join(ROOT, "models", "photos.pt")
+    assert load_task("depixelation").shipped == os.path.join(ROOT, "models", "photos.pt")
 
 
 @pytest.mark.parametrize("name", NAMES)

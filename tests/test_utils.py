@@ -7,28 +7,19 @@ import os
 import pytest
 import torch
 
-from utils import (
-    ROOT,
-    Config,
-    UserError,
-    atomic_write,
-    check_finite,
-    choose_precision,
-    config_from_dict,
-    load_checkpoint,
-    parse_command_line,
-    read_config,
-    restore,
-    rmse_per_image,
-    training_loss,
-)
+import main as entry
+from processes import choose_precision
+from tasks.depixelation import DepixelationConfig as Config
+from tasks.depixelation import training_loss
+from tasks.restoration import restore, rmse_per_image
+from tasks.training import Run
+from utils import ROOT, UserError, atomic_write, config_from_dict, load_checkpoint
 
 
 def parse(*arguments):
-    actions = {"resume": (None, None, ""), "predict": ("*", "X", ""), "zip": ("?", "X", "")}
-    action, operands, config, given = parse_command_line(list(arguments), "", actions, "")
+    action, operands, task, given = entry.read_command_line(list(arguments))
     assert operands == []
-    return action, config, given
+    return action, task.config, given
 
 
 def test_score_worked_example():
@@ -86,20 +77,22 @@ def test_config_file_has_every_key_and_the_defaults():
     with open(os.path.join(ROOT, "config.json"), encoding="utf-8") as file:
         values = json.load(file)
     defaults = Config()
-    assert list(values) == list(vars(defaults)) and values == vars(defaults)
-    assert read_config(os.path.join(ROOT, "config.json")).test_set == os.path.join(ROOT, "test_set.pkl")
+    assert sorted(values) == sorted(vars(defaults)) and values == vars(defaults)
+    assert parse()[1].test_set == os.path.join(ROOT, "test_set.pkl")
 
 
 @pytest.mark.parametrize(
     "key, values",
     [
+        ("task", [3, None]),
         ("images", [3, None, ["a"], ""]),
+        ("max_images", [0, 1.5, "2"]),
         ("name", ["", "a/b", "..", ".x", 5]),
         ("network", ["ResNet", 1]),
         ("network_options", [[], "x", None, {"channels": [32, 10**5]}, {"channels": 10**400}]),
         ("loss", ["l1", None]),
         ("epochs", [0, -1, 1.5, "3", True, float("nan")]),
-        ("max_minutes", [0, -1, "x", float("inf"), float("nan")]),
+        ("max_minutes", [0, -1, "x", float("inf"), float("nan"), 1e308]),
         ("optimizer", ["sgd", None]),
         ("batch_size", [0, None, 2.5, True, 10**9]),
         ("learning_rate", [0, -1e-3, "fast", float("nan"), None, True, 10**400]),
@@ -132,7 +125,7 @@ def test_config_file_has_every_key_and_the_defaults():
 def test_every_key_refuses_wrong_values(key, values):
     for value in values:
         with pytest.raises(UserError) as error:
-            config_from_dict({key: value}, "some.json")
+            config_from_dict(Config, {key: value}, "some.json")
         message = str(error.value)
         assert message.startswith("some.json: ") and key in message and "must be" in message and "\n" not in message
 
@@ -142,14 +135,14 @@ def test_every_key_is_tested_above():
     assert {key for key, _ in parameters} == set(vars(Config()))
 
 
-def test_options_go_before_the_file(tmp_path):
+def test_options_override_the_file(tmp_path):
     path = tmp_path / "my.json"
     path.write_text('{"epochs": 7, "batch_size": 8, "test_set": "a.pkl", "images": "synthetic"}')
     action, config, given = parse(
         "--config", str(path), "--epochs", "3", "--max_minutes", "none", "--crop_scale", "[0.5, 1]"
     )
     assert (action, config.epochs, config.batch_size, config.max_minutes, config.crop_scale) == (
-        "train",
+        None,
         3,
         8,
         None,
@@ -220,9 +213,11 @@ def test_a_full_disk_names_the_file(tmp_path):
 
 
 def test_loss_that_is_not_finite():
-    assert check_finite(1.5, 1, 2, 0.1) == 1.5
+    run = Run(step=20)
+    run.begin(Config(learning_rate=0.1), 8)
+    run.check(1.5)
     with pytest.raises(UserError, match="learning_rate: the loss became nan in epoch 3, at or before step 20"):
-        check_finite(math.nan, 3, 20, 0.1)
+        run.check(math.nan)
 
 
 def test_precision_is_measured():
