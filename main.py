@@ -176,10 +176,10 @@ def finish_epoch(config, task, run, parts, device, precision, board):
         task.plot_log(run.rows, config.file("losses", ".png"))
     except OSError as error:  # open in another program, say; that stops no training
         print(f"warning: {error.filename or config.file('losses', '.csv')}: {error.strerror or error}", file=sys.stderr)
-    reference = task.reference(row)
+    reference, shown = task.reference(row), f"{score:.{task.decimals}f}{' (best)' if better else ''}"
     print(
-        f"epoch {run.epoch:g}: training loss {next(iter(run.means().values())):.3f}, validation {task.scores[0]} "
-        f"{score:.3f}{' (best)' if better else ''}{', ' * bool(reference)}{reference}, {row['minutes']:.1f} min"
+        f"epoch {run.epoch:g}: training loss {next(iter(run.means().values())):.4g}, validation {task.scores[0]} "
+        f"{shown}{', ' * bool(reference)}{reference}, {row['minutes']:.1f} min"
     )
     if board:
         for name in list(row)[4:]:
@@ -202,9 +202,9 @@ def tell_end(config, task, run, processes):
         return 128 + run.stopped_by
     score = task.scores[0]
     best = (max if task.higher_is_better else min)(run.rows, key=lambda row: row[score])
-    reference = task.reference(best)
+    reference, shown = task.reference(best), f"{best[score]:.{task.decimals}f}"
     print(
-        f"Done: best {score} {best[score]:.3f} at epoch {best['epoch']:g}{' (' * bool(reference)}{reference}"
+        f"Done: best {score} {shown} at epoch {best['epoch']:g}{' (' * bool(reference)}{reference}"
         f"{')' * bool(reference)} on {len(task.validation_set):,} held-out images, after {run.seconds / 60:.1f} "
         f"minutes of training.\nModel: {show(config.file('models', '.pt'))}; curve and samples: "
         f"{show(config.file('losses', '.png'))}, {show(config.file('losses', '_samples.png'))}"

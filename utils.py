@@ -177,6 +177,12 @@ class Config:
         return "path" in self.limits(name) and value is not None and value not in self.limits(name).get("words", ())
 
 
+def inherited(name, default):
+    """The key of Config of this name with another default, for a subclass."""
+    limits = dict(Config.limits(name))
+    return key(default, limits.pop("help"), **limits)
+
+
 _WORDS = {
     str: "text",
     int: "a whole number",

@@ -38,6 +38,7 @@ class Task:
     parts = ("network",)  # the networks that are trained, each by its own loss; models/NAME.pt holds the first
     scores = ("score",)  # columns of the log; the first decides which model is the best
     higher_is_better = False
+    decimals = 3  # of the scores, as they are printed
     actions = {}  # name: Action; those that every task has are in main.py
     shipped = None  # models/NAME.pt that predicts as long as nothing was trained
 
@@ -102,6 +103,10 @@ class Task:
     def measure(self, predictors, dataset, device, precision):
         """The figures of several predictors on a dataset: an evaluation.Measurement."""
         raise NotImplementedError
+
+    def predictor(self, network, made):
+        """A trained network, in eval mode, as it predicts. made: the Config that it was trained with."""
+        return network
 
     def baselines(self):
         """{name: predictor} of what needs no training; compared by --evaluate."""

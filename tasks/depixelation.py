@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -149,6 +150,12 @@ class Depixelation(Task):
         return {"train_loss": loss}, count
 
     # ---------------------------------------------------------------------------------------------- measuring
+
+    def predictor(self, network, made):
+        """The mean over symmetries of the input, where the network knows them."""
+        if hasattr(network, "SYMMETRIES"):
+            return partial(network, symmetries=range(min(self.config.views, network.SYMMETRIES)))
+        return network
 
     def baselines(self):
         return {"IdentityModel": IdentityModel().eval()}

@@ -5,7 +5,6 @@ import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -48,13 +47,6 @@ def load_weights(network, checkpoint, path):
         ) from None
 
 
-def with_symmetries(network, count):
-    """The network as a predictor that averages over `count` symmetries of its input, where it knows symmetries."""
-    if hasattr(network, "SYMMETRIES"):
-        return partial(network, symmetries=range(min(count, network.SYMMETRIES)))
-    return network
-
-
 def mean_of(predictors):
     """A predictor: the mean of several predictors' outputs, before they are rounded."""
     return lambda inputs: torch.stack([predict(inputs) for predict in predictors]).mean(dim=0)
@@ -85,8 +77,7 @@ def load_model(task, path, given, device):
     network = task.build_network(made.network, made.network_options)
     load_weights(network, checkpoint, path)
     network = network.eval().to(device, memory_format=torch.channels_last)
-    predict = with_symmetries(network, getattr(config, "views", 1))
-    return Model(show(path), predict, made, sum(p.numel() for p in network.parameters()))
+    return Model(show(path), task.predictor(network, made), made, sum(p.numel() for p in network.parameters()))
 
 
 def load_models(task, given, paths):
@@ -149,14 +140,16 @@ def print_scores(task, models, measured, count):
     extra = task.columns(models, measured)
     head = f"{first:>6}   95 % interval  " + "".join(f"{name:>9}" for name in others)
     head += "".join(f"  {name:>7}" for name in extra)
+    decimals = task.decimals
     print(f"{'':{width}} {head}  images/s")
     for i, model in enumerate(models):
         values = measured.figures[first][i]
         low, high = confidence_interval(values)
-        cells = [f"{measured.figures[name][i].mean():9.3f}" for name in others]
+        cells = [f"{measured.figures[name][i].mean():9.{decimals}f}" for name in others]
         cells += [f"  {column[i]:>{max(7, len(name))}}" for name, column in extra.items()]
         rate = count / max(measured.seconds[i], 1e-9)
-        print(f"{model.name:{width}} {values.mean():6.3f} {low:6.3f} to {high:6.3f}  {''.join(cells)} {rate:8.0f}")
+        figures = f"{values.mean():6.{decimals}f} {low:6.{decimals}f} to {high:6.{decimals}f}"
+        print(f"{model.name:{width}} {figures}  {''.join(cells)} {rate:8.0f}")
 
 
 def print_differences(task, models, measured):
@@ -169,15 +162,16 @@ def print_differences(task, models, measured):
     for i in trained[1:]:
         difference = values[i] - values[trained[0]]
         low, high = confidence_interval(difference)
-        print(f"{models[i].name}  {difference.mean():+.3f} ({low:+.3f} to {high:+.3f})")
+        figures = (f"{value:+.{task.decimals}f}" for value in (difference.mean(), low, high))
+        print("{}  {} ({} to {})".format(models[i].name, *figures))
 
 
 # ------------------------------------------------------------------------------------------------ networks
 
 
 def layers_and_blocks(module, name=""):
-    """(name, module) of each block, and of each layer with weights outside of blocks, in order."""
-    if name and (isinstance(module, BLOCKS) or module._parameters):
+    """(name, module) of each block, and of each layer outside of blocks, in order."""
+    if name and (isinstance(module, BLOCKS) or not module._modules):
         yield name, module
     else:
         for part, child in module.named_children():
@@ -189,15 +183,19 @@ def summarize(task, given, operands):
     config = task.config
     for name in task.networks:
         network = task.build_network(name, config.network_options if name == config.network else {}).eval()
+        shapes = {}  # of each layer's output, without the number of images
+        for _, module in layers_and_blocks(network):
+            module.register_forward_hook(lambda layer, _, output: shapes.update({layer: output.shape[1:]}))
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             network(task.example_input())
         flops = {module: sum(counts.values()) for module, counts in counter.get_flop_counts().items()}
         parameters = sum(p.numel() for p in network.parameters())
         print(f"\n{name}: {parameters:,} parameters, {counter.get_total_flops() / 1e9:.3f} GFLOP an image")
         for part, module in layers_and_blocks(network):
+            shape, weights = "x".join(map(str, shapes.get(module, ()))), sum(p.numel() for p in module.parameters())
             print(
-                f"  {part:<12} {type(module).__name__:<14} {sum(p.numel() for p in module.parameters()):>9,} "
-                f"parameters {flops.get(f'{name}.{part}', 0) / 1e6:>8.1f} MFLOP  {module.extra_repr()}".rstrip()
+                f"  {part:<12} {type(module).__name__:<15} -> {shape:<10} {weights:>9,} parameters "
+                f"{flops.get(f'{name}.{part}', 0) / 1e6:>8.1f} MFLOP  {module.extra_repr()}".rstrip()
             )
     return 0
 
