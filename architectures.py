@@ -13,6 +13,15 @@ For any task:
 
 UNet           residual blocks at several resolutions. Ronneberger et al. 2015 (U-Net), He et al. 2016 (residual
                blocks), Shi et al. 2016 (pixel shuffle)
+
+Denoising, (N, 1, H, W) -> the same: UNet, and
+
+DenoisingCNN   the exercise sheet's encoder and decoder
+
+Classification, (N, 1, 28, 28) in [0, 1] -> (N, classes), logits:
+
+ResidualCNN    ours
+SimpleCNN      the exercise sheet's kind
 """
 
 import torch
@@ -162,9 +171,9 @@ class ResidualBlock(nn.Module):
 class UNet(nn.Module):
     """Residual blocks at several resolutions, joined by skip connections that are added. Its output starts at zero.
 
-    (N, in_channels, H, W) -> (N, out_channels, H, W); H and W must be multiples of .multiple. channels: per stage; the
-    first works at full resolution, each further one at half of that before. blocks: residual blocks per stage, on the
-    way down and again on the way up, at the bottom once.
+    (N, in_channels, H, W) -> (N, out_channels, H, W); inside, H and W are padded to multiples of .multiple. channels:
+    per stage; the first works at full resolution, each further one at half of that before. blocks: residual blocks per
+    stage, on the way down and again on the way up, at the bottom once.
     """
 
     def __init__(self, in_channels=1, out_channels=1, channels=(32, 64, 96), blocks=(2, 2, 2)):
@@ -188,6 +197,9 @@ class UNet(nn.Module):
         return nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
 
     def forward(self, maps):
+        height, width = maps.shape[2:]
+        if height % self.multiple or width % self.multiple:
+            maps = F.pad(maps, (0, -width % self.multiple, 0, -height % self.multiple), "replicate")
         x, skips = self.first(maps), []  # (N, in_channels, H, W) -> (N, channels[0], H, W)
         for stage, reduce in zip(self.down, self.reduce):
             x = stage(x)
@@ -196,7 +208,7 @@ class UNet(nn.Module):
         x = self.bottom(x)
         for stage, expand in zip(reversed(self.up), reversed(self.expand)):
             x = stage(F.pixel_shuffle(expand(x), 2) + skips.pop())  # (N, b, h / 2, w / 2) -> (N, a, h, w)
-        return self.last(x)  # (N, out_channels, H, W)
+        return self.last(x)[:, :, :height, :width]  # (N, out_channels, H, W)
 
 
 class ResidualUNet(UNet):
@@ -334,4 +346,102 @@ class DeePixV1(nn.Module):
         return torch.where(inputs[:, 1:] > 0, inputs[:, :1], restored)
 
 
-BLOCKS = (ResidualBlock, DeePixBlock)  # what --summary lists as a whole
+# ------------------------------------------------------------------------------------------------ denoising
+
+
+class DenoisingCNN(nn.Module):
+    """The exercise sheet's encoder and decoder: (N, channels, H, W) -> the same, H and W multiples of 4.
+
+    skip: the output is X + network(X), so that the layers learn the noise, negated, and not the image.
+    """
+
+    def __init__(self, channels=1, width=16, skip=False):
+        super().__init__()
+        self.skip = skip
+        up = {"stride": 2, "padding": 1, "output_padding": 1}  # exactly twice the side: 7 -> 14 -> 28
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, width, 3, **up),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, width, 3, **up),
+            nn.ReLU(),
+            nn.Conv2d(width, channels, 3, padding=1),
+        )
+
+    def forward(self, images):
+        return images + self.layers(images) if self.skip else self.layers(images)
+
+
+# ------------------------------------------------------------------------------------------------ classification
+
+
+class SimpleCNN(nn.Module):
+    """The exercise sheet's kind: two convolutions, each with pooling, and two linear layers."""
+
+    def __init__(self, channels=(32, 64), hidden=128, classes=10):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, channels[0], 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # 28 -> 14
+            nn.Conv2d(channels[0], channels[1], 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # 14 -> 7
+            nn.Flatten(),  # (N, channels[1], 7, 7) -> (N, 49 channels[1])
+            nn.Linear(49 * channels[1], hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, classes),
+        )
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+class NormalizedBlock(nn.Module):
+    """ReLU(x + branch); the branch, two 3x3 convolutions with batch normalisation, starts at zero (He et al. 2016)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        self.conv2, self.norm2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        nn.init.zeros_(self.norm2.weight)
+
+    def forward(self, x):
+        return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+class ResidualCNN(nn.Module):
+    """Ours: residual blocks at a half and, after pooling, at a quarter of the resolution.
+
+    channels, blocks: of each resolution. Only the first convolution, of one channel, has a stride: on a CPU the
+    gradient of a strided one of many channels takes four times as long for its FLOPs.
+    """
+
+    def __init__(self, channels=(64, 96), blocks=(1, 2), classes=10):
+        super().__init__()
+        if len(blocks) != len(channels):
+            raise ValueError(f"blocks must have a number for each of the {len(channels)} resolutions")
+        layers = self._convolution(1, channels[0], 4, 2)  # 28 -> 14
+        for i, (width, count) in enumerate(zip(channels, blocks)):
+            if i:
+                layers += [nn.MaxPool2d(2), *self._convolution(channels[i - 1], width, 3, 1)]  # 14 -> 7
+            layers += [NormalizedBlock(width) for _ in range(count)]
+        self.layers = nn.Sequential(*layers)
+        self.last = nn.Linear(channels[-1], classes)
+        nn.init.zeros_(self.last.weight)
+
+    @staticmethod
+    def _convolution(a, b, kernel, stride):
+        return [nn.Conv2d(a, b, kernel, stride, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+
+    def forward(self, images):
+        maps = self.layers(images)  # (N, 1, 28, 28) -> (N, channels[-1], 7, 7)
+        return self.last(maps.amax((2, 3)))  # (N, classes)
+
+
+BLOCKS = (ResidualBlock, DeePixBlock, NormalizedBlock)  # what --summary lists as a whole

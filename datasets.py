@@ -2,7 +2,8 @@
 
 The course's functions and classes come first: `to_grayscale`, `prepare_image`, `RandomImagePixelationDataset`,
 `stack_with_padding`. Then what training adds: `CachedPixelationDataset`, the same dataset over a cache of decoded
-images, with fresh random crops and rectangles. A batch travels as uint8 and becomes float on the device.
+images, with fresh random crops and rectangles. A batch travels as uint8 and becomes float on the device. Denoising has
+`NoisyImages`, and the exercise's `NoisyFashionMNIST`.
 """
 
 import glob
@@ -158,6 +159,62 @@ def stack_with_padding(batch_as_list):
         stacked_known[i, :, : image.shape[1], : image.shape[2]] = known
     targets = [torch.from_numpy(target) for target in target_arrays]
     return torch.from_numpy(stacked_images), torch.from_numpy(stacked_known), targets, list(image_files)
+
+
+# ------------------------------------------------------------------------------------------------ noise
+
+NOISE = {  # kind: (mean of the noise, function of a generator and a shape that draws it), at level 1
+    "uniform": (0.5, lambda rng, shape: rng.random(shape, dtype=np.float32)),
+    "gaussian": (0.0, lambda rng, shape: rng.standard_normal(shape, dtype=np.float32)),
+}
+
+
+class NoisyImages(Dataset):
+    """Pairs (noisy, clean), (1, H, W) float32 each: clean in [0, 1], noisy = clean + noise_level * noise, not clipped.
+
+    noise: "uniform" in (0, 1), or "gaussian" of mean 0 and deviation 1. Sample (epoch, i) has a noise that is a
+    function of seed, epoch and i. Sample i has, where fixed, always the same noise, a function of seed and i; else a
+    new one each time, which torch's global generator decides.
+    """
+
+    def __init__(self, images, fixed, noise="uniform", noise_level=1.0, seed=0):
+        """images: (N, H, W) uint8 array."""
+        if noise not in NOISE:
+            raise ValueError(f"noise must be one of {', '.join(NOISE)}, not {noise!r}")
+        if not noise_level >= 0:
+            raise ValueError(f"noise_level must be at least 0, not {noise_level}")
+        self.images, self.fixed, self.noise, self.noise_level, self.seed = images, fixed, noise, noise_level, seed
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, key):
+        epoch, index = key if isinstance(key, tuple) else (None, key)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range: there are {len(self)} images")
+        index %= len(self)
+        if epoch is not None:
+            rng = np.random.default_rng((self.seed, 1, epoch, index))
+        else:
+            rng = np.random.default_rng((self.seed, 0, index) if self.fixed else torch.randint(2**62, (1,)).item())
+        clean = self.images[index][None].astype(np.float32) / 255
+        draw = NOISE[self.noise][1]
+        noisy = clean + np.float32(self.noise_level) * draw(rng, clean.shape)
+        return torch.from_numpy(noisy), torch.from_numpy(clean)
+
+
+class NoisyFashionMNIST(NoisyImages):
+    """The exercise's dataset, from torchvision's FashionMNIST below the folder root; see NoisyImages.
+
+    The training part has new noise each time that an image is asked for, the test part (train=False) always the same.
+    Raises RuntimeError where the files are neither there nor, with download=True, to be had.
+    """
+
+    def __init__(self, root, train=True, download=False, noise="uniform", noise_level=1.0, seed=0):
+        from torchvision.datasets import FashionMNIST  # takes a second, which no other dataset needs
+
+        images = FashionMNIST(root, train=train, download=download).data.numpy()
+        super().__init__(images, not train, noise, noise_level, seed)
 
 
 # ------------------------------------------------------------------------------------------------ training
