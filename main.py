@@ -128,7 +128,7 @@ def tell_start(config, task, network, device, precision, processes):
     shared = f"; batches of {config.batch_size}, shared by {processes.count} processes" if processes.count > 1 else ""
     print(
         f"{config.network}: {sum(p.numel() for p in network.parameters()):,} parameters; "
-        f"{len(set(task.training_set.names)):,} images to train on, {len(task.validation_set):,} held out; "
+        f"{task.count_images():,} images to train on, {len(task.validation_set):,} held out; "
         f"{device.type}, {str(precision)[6:]}{shared}"
     )
 

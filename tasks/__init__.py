@@ -88,6 +88,10 @@ class Task:
         """Tells whether a resumed run trains on the same images."""
         return digest(self.training_set.names)
 
+    def count_images(self):
+        """How many images there are to train on."""
+        return len(self.training_set)
+
     def batches(self, network, start):
         """Lists of keys for training_set, a batch each, from step `start` on, without end. Here (epoch, index)."""
         config, count = self.config, len(self.training_set)

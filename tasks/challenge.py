@@ -146,7 +146,20 @@ def make_test_set(task, given, paths):
 
 # ------------------------------------------------------------------------------------------------ the archive
 
-HAND_IN = ("*.py", "*/*.py", "*.md", "*/*.md", "LICENSE", "requirements.txt", "config.json", ".gitignore", ".ruff.toml")
+HAND_IN = (
+    "*.py",
+    "tasks/*.py",
+    "tests/*.py",
+    "*.md",
+    "models/*.md",
+    "losses/*.md",
+    "tests/*.md",
+    "LICENSE",
+    "requirements.txt",
+    "config.json",
+    ".gitignore",
+    ".ruff.toml",
+)
 HAND_IN += (".ci/run", "losses/scaling.*", "losses/drawn_evaluation_samples.png")  # the last are pictures of READMEs
 LARGE_HAND_IN = 20e6  # bytes; course platforms refuse files some way above that
 

@@ -49,6 +49,7 @@ def load_weights(network, checkpoint, path):
 
 def mean_of(predictors):
     """A predictor: the mean of several predictors' outputs, before they are rounded."""
+    predictors = list(predictors)
     return lambda inputs: torch.stack([predict(inputs) for predict in predictors]).mean(dim=0)
 
 
