@@ -36,7 +36,8 @@ class ClassificationConfig(DigitsConfig):
     task: str = inherited("task", "classification")
     name: str = inherited("name", "classification")
     network: str = key("ResidualCNN", "the architecture", choices=tuple(NETWORKS))
-    learning_rate: float = inherited("learning_rate", 2e-3)
+    batch_size: int = inherited("batch_size", 256)
+    learning_rate: float = inherited("learning_rate", 4e-3)
     labels: str = key(
         "auto",
         "what the classes are; auto: clothes where the path of the images has fashion in it, else digits",
@@ -66,6 +67,7 @@ def augment(images, labels):
     n, device = len(images), images.device
     if labels == "clothes":
         matrices, hidden = random_matrices(n, 0, 0, 0, 2, device=device), 8
+        matrices[:, :, 2] = (matrices[:, :, 2] * SIDE / 2).round() * 2 / SIDE  # whole pixels: nothing is blurred
         matrices[:, 0] *= torch.randint(2, (n, 1), device=device) * 2 - 1
     else:
         matrices, hidden = random_matrices(n, 7, 0.1, 0.08, 2, device=device), 4
