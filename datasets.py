@@ -240,8 +240,10 @@ class CachedPixelationDataset(RandomImagePixelationDataset):
     indices: of the images to use.
     """
 
-    def __init__(self, cache, indices, seed, crop_scale=None):
+    def __init__(self, cache, indices, seed, crop_scale=None, distinct=None):
+        """distinct: train on the first so many samples only, always the same; epochs stay as long as they are."""
         self.cache, self.indices, self.seed, self.crop_scale = cache, indices, seed, crop_scale
+        self.distinct = min(distinct or len(indices), len(indices))
         self.ranges = {"width_range": WIDTH_RANGE, "height_range": HEIGHT_RANGE, "size_range": SIZE_RANGE}
 
     def __len__(self):
@@ -286,6 +288,10 @@ class CachedPixelationDataset(RandomImagePixelationDataset):
                 rng.integers(*bounds, len(self), endpoint=True) for bounds in (WIDTH_RANGE, HEIGHT_RANGE)
             )
             order = rng.permutation(len(self))
+            if self.distinct < len(self):
+                first = np.random.default_rng(self.seed)
+                widths, heights = (first.integers(*bounds, self.distinct) for bounds in (WIDTH_RANGE, HEIGHT_RANGE))
+                epoch, order = 0, order % self.distinct
             if window_side:
                 order = order[np.lexsort([window_side(extent[order]) for extent in (widths, heights)])]
             for batch in rng.permutation(-(-len(self) // batch_size))[step:]:

@@ -112,7 +112,7 @@ class Config:
     synthetic_images: int = key(10000, 'how many images the source "synthetic" has', minimum=2, maximum=10**8)
     max_images: int | None = key(
         None,
-        "train on the first so many images of the training part only: 2, say, to see whether the chain learns",
+        "train on the first so many samples only, always the same: 2, say, to see whether the chain learns",
         minimum=1,
     )
     validation_fraction: float = key(

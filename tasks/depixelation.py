@@ -132,11 +132,13 @@ class Depixelation(Task):
     def prepare(self):
         config = self.config
         cache, train_indices, validation_indices = image_source(config)
-        self.training_set = CachedPixelationDataset(cache, train_indices, config.seed, config.crop_scale)
+        self.training_set = CachedPixelationDataset(
+            cache, train_indices, config.seed, config.crop_scale, config.max_images
+        )
         self.validation_set = CachedPixelationDataset(cache, validation_indices, seed=0)  # the same in every run
 
     def count_images(self):
-        return len(set(self.training_set.names))  # with max_images they come again and again
+        return self.training_set.distinct
 
     def batches(self, network, start):
         return self.training_set.batches(self.config.batch_size, start, getattr(network, "window_side", None))

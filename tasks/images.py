@@ -352,8 +352,6 @@ def image_source(config):
         raise UserError(
             f"images: {config.images} has {len(cache)} usable photos; training and validation need one each"
         )
-    if config.max_images:  # again and again, so that an epoch stays as long as it is
-        train_indices = np.resize(train_indices[: config.max_images], len(train_indices))
     return cache, train_indices, validation_indices
 
 

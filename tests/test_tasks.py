@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from test_main import load_weights, log
+from test_main import TINY, load_weights, log
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -179,3 +179,21 @@ def test_names_and_help_of_tasks(run, capsys):
             entry.main(arguments)
         text = capsys.readouterr().out
         assert all(word in text for word in there) and not_there not in text
+
+
+def test_two_images_are_learned_by_heart(tmp_path):
+    """The whole chain: the loss on two images falls far below what any model has on new ones."""
+    options = [*TINY, "--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache"), "--max_images", "2"]
+    options += [
+        "--synthetic_images",
+        "300",
+        "--validation_fraction",
+        "0.04",
+        "--epochs",
+        "8",
+        "--learning_rate",
+        "3e-3",
+    ]
+    assert entry.main(options) == 0
+    rows = log(tmp_path)
+    assert rows[-1]["train_loss"] < 0.7 * rows[0]["train_loss"] and rows[-1]["train_loss"] < 0.7 * rows[-1]["score"]
