@@ -47,7 +47,7 @@ class ClassificationConfig(DigitsConfig):
         True, "train on images that are warped (digits) or mirrored (clothes), shifted, and partly hidden"
     )
     label_smoothing: float = key(
-        0.05, "share of each label that is spread over all classes in training", minimum=0, maximum=0.5
+        0.0, "share of each label that is spread over all classes in training", minimum=0, maximum=0.5
     )
     views: int = key(
         10,
