@@ -70,8 +70,9 @@ def train(config, task, processes, state=None):
         parts[name] = Part(net, config, precision, model)
     run = restore_run(config, task, parts, state) if state else Run()
     run.begin(config, math.ceil(len(task.training_set) / config.batch_size))
-    if state and run.progress(run.step) >= 1:
-        raise UserError(f"name: run {config.name!r} is finished; to go on, give it more --epochs or --max_minutes")
+    if state and run.finished:
+        limit = "--epochs or --max_minutes" if run.progress(run.step) >= 1 else "--patience"
+        raise UserError(f"name: run {config.name!r} is finished; to go on, give it more {limit}")
     batches = load_batches(config, task, network, run.step, processes, device)
     board = open_tensorboard(config, run.step) if config.tensorboard and not processes.rank else None
     if not state and not processes.rank:

@@ -106,6 +106,7 @@ class Run:
         self.started, self.saved = time.monotonic() - self.seconds, self.seconds
         self.epoch_ended = self.save_due = False
         self.stopped_by = 0  # the signal
+        self.finished = self.is_finished()
 
     @property
     def epoch(self):
@@ -162,8 +163,12 @@ class Run:
         """Begin the next epoch's sums; decide whether the run is finished."""
         self.sums = {}
         self.seconds, self.stale = processes.agree((time.monotonic() - self.started, self.stale))
+        self.finished = self.is_finished()
+
+    def is_finished(self):
+        """Whether its epochs or minutes are used up, or its patience."""
         patience = self.config.patience
-        self.finished = self.progress(self.step) >= 1 or bool(patience and self.stale >= patience)
+        return self.progress(self.step) >= 1 or bool(patience and self.stale >= patience)
 
     def state_dict(self):
         state = {name: getattr(self, name) for name in (field.name for field in dataclasses.fields(self))}
