@@ -26,8 +26,10 @@ from processes import (
     choose_device,
     choose_precision,
     keep_freed_memory,
+    lasting_output,
     quiet,
     seed_everything,
+    shortage,
     start_worker,
 )
 from tasks import Action, load_task, task_names
@@ -117,7 +119,7 @@ def check_start(config, processes, state):
         run = load_checkpoint(path, "delete it, or choose another --name", part="config").get("run")
         if isinstance(run, dict) and run.get("step") and not run.get("finished", True):
             raise UserError(
-                f"{path}: the run {config.name!r} was interrupted; go on with --resume --name {config.name}, "
+                f"{path}: run {config.name!r} was interrupted; go on with --resume --name {shlex.quote(config.name)}, "
                 f"choose another --name, or delete this file"
             )
     if os.path.exists(config.file("models", ".pt")):
@@ -171,8 +173,9 @@ def finish_epoch(config, task, run, parts, device, precision, board):
         save_checkpoint({"config": config.without_paths(), "weights": weights, **row}, config.file("models", ".pt"))
         with atomic_write(config.file("models", ".json")) as file:
             file.write((json.dumps(config.without_paths(), indent=2) + "\n").encode())
-        task.plot_samples(sample, config.file("losses", "_samples.png"))
     try:
+        if better:
+            task.plot_samples(sample, config.file("losses", "_samples.png"))
         write_table(run.rows, config.file("losses", ".csv"))
         task.plot_log(run.rows, config.file("losses", ".png"))
     except OSError as error:  # open in another program, say; that stops no training
@@ -245,6 +248,8 @@ def resume(task, given, processes):
             )
         setattr(saved, name, getattr(config, name))
     saved.output_dir = config.output_dir
+    if not os.path.isdir(saved.cache_dir):  # the project was moved
+        saved.cache_dir = config.cache_dir
     if "precision" not in given and "device" not in given:
         saved.precision = state["precision"]  # what auto measured then
     return train(saved, type(task)(saved), processes, state)
@@ -325,6 +330,12 @@ ACTIONS = {
 
 
 def main(arguments=None):
+    with lasting_output():
+        return run_command(arguments)
+
+
+def run_command(arguments):
+    """The exit status of what the command line asks for."""
     processes = Processes()
     terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, leaving nothing behind
     try:
@@ -349,8 +360,10 @@ def main(arguments=None):
         if not processes.rank:
             print(f"main.py: error: {error}", file=sys.stderr)
         return 2
-    except torch.OutOfMemoryError:
-        print("main.py: error: batch_size: the GPU's memory is used up; try a smaller --batch_size", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not shortage(error):
+            raise
+        print(f"main.py: error: {shortage(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"main.py: error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)

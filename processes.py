@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import BrokenExecutor
 
 import numpy as np
 import torch
@@ -91,7 +92,9 @@ class Processes:
     """
 
     def __init__(self):
-        self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.count = 0, 1
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # RANK and WORLD_SIZE alone may be left from anything
+            self.rank, self.count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
     def join(self, device):
         """Meet the others, where there are any. Returns the device of this process."""
@@ -182,6 +185,60 @@ def quiet():
         yield
 
 
+class _Stream:
+    """An output that never fails: its reader may be gone, its encoding may lack a character of a file's name."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        with contextlib.suppress(OSError):
+            encoding = self.stream.encoding or "utf-8"
+            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def lasting_output():
+    """What is printed in the block is never an error, whatever became of the terminal or pipe."""
+    with open(os.devnull, "w") as nowhere:
+        for number in (1, 2):  # closed by the shell: else the next file to be opened would take its place
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(nowhere.fileno(), number)
+        streams = [stream or nowhere for stream in (sys.stdout, sys.stderr)]
+        with contextlib.redirect_stdout(_Stream(streams[0])), contextlib.redirect_stderr(_Stream(streams[1])):
+            yield
+        for stream in streams:
+            try:
+                stream.flush()
+            except OSError:  # Python would try again at its end, and complain
+                os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def shortage(error):
+    """What to tell the user of a lack of memory, or of a process that was ended for it; None for any other error."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "batch_size: the GPU's memory is used up; try a smaller --batch_size"
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+        return "batch_size: the memory is used up; try a smaller --batch_size"
+    if isinstance(error, BrokenExecutor) or "DataLoader worker" in text:
+        return (
+            "workers: a process that prepares images was ended, maybe for want of memory; close other programs, "
+            "or try --workers 0"
+        )
+    return None
+
+
 INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -204,7 +261,8 @@ class Interrupts:
         if self.received == number:
             raise KeyboardInterrupt
         if not self.received and self.loud:  # print is not for signal handlers
-            os.write(2, b"\nStopping after this step; again: at once, without saving.\n")
+            with contextlib.suppress(OSError):  # a terminal that was closed, which must not cost the state
+                os.write(2, b"\nStopping after this step; again: at once, without saving.\n")
         self.received = self.received or number
 
     def __exit__(self, *error):

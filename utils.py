@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import time
 import typing
 from dataclasses import dataclass, field
 
@@ -35,19 +36,21 @@ class UserError(Exception):
 def key(default, help, **limits):
     """A key of a Config, with what its values must be and how it is treated.
 
-    limits: above, minimum, maximum, choices; path (True: relative to the config file's folder); words (which
-    are no path, but name a source of images); check (a function of a
-    value that returns what the value must be instead, or None); nargs, for argparse; may_change (True: an option may
-    change it when a run is resumed); command (True: it belongs to single commands and is no part of a run, so no model
-    keeps it).
+    limits: above, minimum, maximum, choices; path (True: relative to the config file's folder); words (which are no
+    path, but name a source of images); check (a function of a value that returns what the value must be instead, or
+    None); nargs, for argparse; may_change (True: an option may change it when a run is resumed); command (True: it
+    belongs to single commands and is no part of a run, so no model keeps it).
     """
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: json.loads(json.dumps(default)), metadata={"help": help, **limits})
     return field(default=default, metadata={"help": help, **limits})
 
 
-def _plain_name(value):
-    return None if value and value == os.path.basename(value) and not value.startswith(".") else "a plain file name"
+def _run_name(value):
+    if not value or value != os.path.basename(value) or value.startswith("."):
+        return "a plain file name"
+    ends = (".last", "_samples", "_evaluation", "_compared", "_predictions")  # models/a.last.pt is a file of the run a
+    return f"a name that does not end in {', '.join(ends)}" if value.endswith(ends) else None
 
 
 def _small_numbers(value):
@@ -79,14 +82,14 @@ class Config:
         may_change=True,
     )
     name: str = key(
-        "default", "the run's name: it writes models/NAME.pt and losses/NAME.csv", check=_plain_name, may_change=True
+        "default", "the run's name: it writes models/NAME.pt and losses/NAME.csv", check=_run_name, may_change=True
     )
     network: str = key("", "the architecture")
     network_options: dict = key(
         {}, 'keyword arguments of the architecture, as JSON: {"channels": [32, 64, 128]}', check=_small_numbers
     )
     epochs: int | None = key(
-        None, "train for so many passes over the images; given alone it lifts max_minutes", minimum=1, may_change=True
+        None, "train for so many passes; given alone it lifts max_minutes", minimum=1, maximum=10**9, may_change=True
     )
     max_minutes: float | None = key(
         15.0,
@@ -153,6 +156,8 @@ class Config:
     cache_dir: str = key(".cache", "where decoded photos are kept", path=True, may_change=True)
     output_dir: str = key(".", "where the folders models and losses are", path=True, may_change=True)
 
+    config_file = None  # no key: where it was read from
+
     def file(self, folder, suffix, name=None):
         """The path of one of the files of this run, or of the run of that name: folder/NAMEsuffix below output_dir."""
         return os.path.join(self.output_dir, folder, (name or self.name) + suffix)
@@ -183,14 +188,8 @@ def inherited(name, default):
     return key(default, limits.pop("help"), **limits)
 
 
-_WORDS = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-    bool: "true or false",
-}
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_WORDS |= {list: "a list", dict: "an object"}
 
 
 @functools.cache
@@ -317,6 +316,10 @@ def parse_command_line(arguments, config_type, actions, values, where, descripti
         raise UserError(f"command line: {word!r} is not expected here; options begin with --, see --help")
     folder = os.path.dirname(os.path.abspath(where)) if where else ROOT
     config = config_from_dict(config_type, values or {}, where, folder)
+    config.config_file = where
+    here = (values or {}).get("images", "")
+    if config.is_path("images") and os.path.exists(here) and not os.path.exists(config.images):
+        config.images = os.path.abspath(here)  # the config of a model keeps but their name
     given = {name: getattr(known, name) for name in _types(config_type) if getattr(known, name) is not None}
     for name, text in given.items():
         setattr(config, name, check_value(config_type, name, _parse_option(config_type, name, text), "command line"))
@@ -354,7 +357,8 @@ def show(path):
         relative = os.path.relpath(path)
     except ValueError:  # on another drive
         return path
-    return path if relative.startswith("..") else relative
+    shown = path if relative.startswith("..") else relative
+    return shown.encode(errors="backslashreplace").decode()  # names need not be valid Unicode
 
 
 def digest(value):
@@ -364,30 +368,38 @@ def digest(value):
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """A binary file that takes the place of path when the block ends, and leaves it as it was when the block fails."""
+    """A binary file that replaces path, or the file it links to, when the block ends, but not when the block fails."""
+    path = os.path.realpath(path)
     temporary = f"{path}.tmp"
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which file
-            error.filename = str(path)
+        with locked(f"{path}.writing", "write to another file, or again when it is done"):
+            try:
+                with open(temporary, "wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.remove(temporary)
+                raise
+    except OSError as error:
+        if error.filename in (None, temporary, f"{path}.writing"):  # a full disk does not say which file
+            error.filename, error.filename2 = path, None
         raise
 
 
 @contextlib.contextmanager
-def locked(path, advice):
+def locked(path, advice, wait=False):
     """Keep others out of the block with a lock on the file path, which the system lifts whatever ends the process.
 
-    Raises UserError that ends with advice where another process holds it. The file goes when the block ends.
+    Where another process holds it, prints advice and waits, or raises UserError that ends with advice. The file goes
+    when the block ends.
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    if os.path.isfile(path) and os.path.getsize(path):
+        raise UserError(f"{path}: is in the way of a lock, and not made by this program; move it elsewhere")
+    told = False
     while True:
         file = open(path, "a+")  # noqa: SIM115
         try:
@@ -397,7 +409,13 @@ def locked(path, advice):
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # worker processes do not inherit it, as a flock
         except (BlockingIOError, PermissionError):
             file.close()
-            raise UserError(f"{path}: held by another run; {advice}") from None
+            if not wait:
+                raise UserError(f"{path}: held by another run; {advice}") from None
+            if not told:
+                print(advice, flush=True)
+            told = True
+            time.sleep(0.3)
+            continue
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 break

@@ -226,8 +226,9 @@ class Depixelation(Task):
                 None,
             ),
         )
-        worth = [f"{points(score, identity, reference):.0f}" if reference else "-" for score in scores]
-        return {"points": worth, "place in 2023": [place_in_2023(score, identity) for score in scores]}
+        sound = reference and identity > reference  # not so where images are all black, for example
+        worth = [f"{points(score, identity, reference):.0f}" if sound else "-" for score in scores]
+        return {"points": worth, "place in 2023": [place_in_2023(s, identity) if identity else "-" for s in scores]}
 
     def report(self, models, measured):
         print(

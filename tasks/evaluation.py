@@ -211,7 +211,7 @@ def write_table(rows, path):
     writer.writeheader()
     writer.writerows(rows)
     with atomic_write(path) as file:
-        file.write(table.getvalue().encode())
+        file.write(table.getvalue().encode(errors="backslashreplace"))
 
 
 def read_log(path):
