@@ -1,6 +1,7 @@
 """Image sources: a folder or zip of photos, or "synthetic", decoded once, in parallel, into a cache on disk."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -8,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import time
 import warnings
 import zipfile
@@ -20,7 +22,12 @@ from tqdm import tqdm
 import synthetic
 from datasets import IMAGE_SIZE, to_8_bits, to_grayscale
 from processes import start_worker
-from utils import UserError, digest, show
+from utils import UserError, digest, locked, show
+
+try:
+    import fcntl
+except ImportError:  # Windows, which deletes no file that is open
+    fcntl = None
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
@@ -31,6 +38,8 @@ CACHE_SIDE = 128  # shortest side of a cached photo: as the course's photos, twi
 SYNTHETIC_SIDE = 96
 MAX_FILE_BYTES = 256 * 2**20  # a larger photo is left out: it is no photo, or a zip bomb
 CHUNK = 32  # photos a worker decodes in one go
+# What a file's own state makes reading fail with; all else (a disk, a share) may be over next time.
+LASTING = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
 
 
 def list_photos(images):
@@ -41,16 +50,12 @@ def list_photos(images):
     """
     if os.path.isdir(images):
         photos = []
-        for folder, subfolders, files in os.walk(images):
+        for folder, subfolders, files in os.walk(images, onerror=_tell_unread_folder):
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             for name in files:
                 if _is_photo(name):
                     path = os.path.join(folder, name)
-                    try:
-                        stamp = "{0.st_size} {0.st_mtime_ns}".format(os.stat(path))
-                    except OSError:  # a link to nowhere: it will be left out as unreadable
-                        stamp = "missing"
-                    photos.append((os.path.relpath(path, images).replace(os.sep, "/"), stamp))
+                    photos.append((os.path.relpath(path, images).replace(os.sep, "/"), _stamp(path)))
     elif os.path.isfile(images):
         try:
             with zipfile.ZipFile(images) as file:
@@ -67,6 +72,22 @@ def list_photos(images):
     return sorted(photos)
 
 
+def _tell_unread_folder(error):
+    if error.errno not in LASTING:
+        raise error
+    print(f"Left out the folder {show(error.filename)}: {error.strerror}")
+
+
+def _stamp(path):
+    try:
+        found = os.stat(path)
+    except OSError:  # a link to nowhere: it will be left out as unreadable
+        return "missing"
+    if not stat.S_ISREG(found.st_mode):
+        return "no file"
+    return f"{found.st_size} {found.st_mtime_ns}" + ("" if os.access(path, os.R_OK) else " unreadable")
+
+
 def _is_photo(name):
     base = name.rsplit("/", 1)[-1]
     return base.lower().endswith(EXTENSIONS) and not base.startswith(".") and not name.startswith("__MACOSX/")
@@ -79,7 +100,10 @@ def _open_zip(path):
 
 def _read_photo(images, name):
     """The bytes of one photo."""
-    opened = open(os.path.join(images, name), "rb") if os.path.isdir(images) else _open_zip(images).open(name)
+    path = os.path.join(images, name)
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for, without end
+        raise ValueError("no plain file")
+    opened = open(path, "rb") if os.path.isdir(images) else _open_zip(images).open(name)
     with opened as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
@@ -131,15 +155,26 @@ def _grayscale(image):
 
 
 def _decode_chunk(images, names):
-    """[(photo, thumbnail), or the reason why the photo is left out] of one worker."""
+    """[(photo, thumbnail), or the reason why the photo is left out] of one worker.
+
+    Raises UserError where a photo may be readable another time: the cache would remember that it is not.
+    """
     results = []
     for name in names:
         try:
             results.append(decode_photo(_read_photo(images, name)))
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a broken file makes a decoder raise, it costs this one photo
-            reason = str(error) if type(error) is ValueError else "unreadable"
-            results.append(reason)
+            if isinstance(error, OSError) and error.errno and not _lasts(error, os.path.join(images, name)):
+                advice = "start again when all of it can be read"
+                raise UserError(f"images: {name} in {show(images)}: {error.strerror}; {advice}") from None
+            results.append(str(error) if type(error) is ValueError else "unreadable")
     return results
+
+
+def _lasts(error, path):
+    return error.errno in LASTING or (error.errno == errno.ENOENT and os.path.islink(path))  # a link to nowhere
 
 
 def _draw_chunk(seed, indices):
@@ -166,8 +201,10 @@ class ImageCache:
         """Raises DamagedCache where the files are missing or do not fit one another."""
         self.path = path
         try:
-            with open(os.path.join(path, "index.json"), encoding="utf-8") as file:
-                index = json.load(file)
+            self.index = open(os.path.join(path, "index.json"), encoding="utf-8")  # open as long as the cache is in use
+            with contextlib.suppress(OSError, AttributeError):
+                fcntl.flock(self.index, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            index = json.load(self.index)
             self.names, self.left_out = index["names"], [(name, reason) for name, reason in index["left_out"]]
             self.shapes = np.array(index["shapes"], dtype=np.int64).reshape(len(self.names), 2)
             self.ends = self.shapes.prod(axis=1).cumsum()
@@ -179,6 +216,8 @@ class ImageCache:
             if not self.names or self.shapes.min() < 1 or len(self.pixels) != self.ends[-1]:
                 raise ValueError("sizes do not fit")
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
+            with contextlib.suppress(AttributeError):
+                self.index.close()
             raise DamagedCache(f"{path} ({error})") from None
 
     def __reduce__(self):  # a worker process maps the files itself; pickling the arrays would copy them
@@ -217,21 +256,42 @@ def open_cache(images, cache_dir, seed, synthetic_images):
         chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
         job, first = _decode_chunk, images
     build = functools.partial(_build_cache, names=names, chunks=chunks, job=job, first=first)
-    if not os.path.exists(path):
-        _make_cache(path, stem, build)
     try:
         cache = ImageCache(path)
-    except DamagedCache as error:
-        print(f"The cache {error} is damaged; it is made again.")
-        shutil.rmtree(path)
-        _make_cache(path, stem, build)
-        cache = ImageCache(path)
+    except DamagedCache:
+        advice = f"Waiting for another run, which prepares images of {show(source)} too."
+        with locked(os.path.join(cache_dir, f"{stem}.lock"), advice, wait=True):
+            cache = _repaired(path, stem, build)
     _tell_left_out(cache.left_out, len(photos))
     return cache
 
 
+def _repaired(path, stem, build):
+    """The ImageCache at path, made now unless another process has just done so."""
+    try:
+        return ImageCache(path)
+    except DamagedCache as error:
+        if os.path.exists(path):
+            print(f"The cache {error} is damaged; it is made again.")
+            shutil.rmtree(path)
+    _make_cache(path, stem, build)
+    return ImageCache(path)
+
+
+def _in_use(path):
+    """Whether a process has the cache at path open."""
+    with contextlib.suppress(OSError, AttributeError), open(os.path.join(path, "index.json")) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def _make_cache(path, stem, build):
-    """Build a cache beside its place, move it there, and delete its source's older ones (names begin with stem)."""
+    """Build a cache beside its place, move it there, and delete the older ones of its source (names begin with stem)
+    that no process uses.
+    """
     cache_dir = os.path.dirname(path)
     building = f"{path}.building.{digest(platform.node())}.{os.getpid()}"
     try:
@@ -242,7 +302,7 @@ def _make_cache(path, stem, build):
             if not name.startswith(stem + "-") or old == building:
                 continue
             with contextlib.suppress(OSError):  # another process was faster
-                if ".building." not in name or _abandoned(old):
+                if _abandoned(old) if ".building." in name else not _in_use(old):
                     shutil.rmtree(old)
         os.replace(building, path)
     except OSError as error:
