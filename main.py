@@ -35,6 +35,7 @@ from processes import (
 from tasks import Action, load_task, task_names
 from tasks.challenge import zip_project
 from tasks.evaluation import compare, evaluate, load_weights, summarize, write_table
+from tasks.outputs import RUN_FILES, check_outputs
 from tasks.training import EpochBar, Part, Run, restore_run, save_run
 from utils import (
     ROOT,
@@ -112,7 +113,11 @@ def check_start(config, processes, state):
     compilers = ("c++", "g++", "clang++", "cl")
     if config.compile and choose_device(config.device).type == "cpu" and not any(map(shutil.which, compilers)):
         raise UserError("compile: torch.compile needs a C++ compiler on a CPU, and there is none; leave --compile out")
-    if state or processes.rank:
+    if processes.rank:
+        return
+    inputs = [config.images] if state else [config.images, config.init, config.config_file]
+    check_outputs([(config.file(folder, suffix), kind) for folder, suffix, kind in RUN_FILES], inputs)
+    if state:
         return
     path = config.file("models", ".last.pt")
     if os.path.exists(path):

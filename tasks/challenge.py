@@ -22,6 +22,7 @@ from submission_serialization import deserialize, load_test_set, serialize
 from tasks import Action
 from tasks.evaluation import chosen_model, confidence_interval, load_models, mean_of
 from tasks.images import images_with_truth
+from tasks.outputs import check_outputs, file_digest, sign
 from tasks.restoration import BATCH, plot_samples, restore
 from utils import ROOT, UserError, atomic_write, config_from_dict, load_checkpoint, show
 
@@ -90,6 +91,9 @@ def restore_all(predict, pixelated_images, known_arrays, device, precision):
 def predict(task, given, paths):
     """Write the challenge file for config.test_set, with the mean of several models where there are some."""
     config = task.config
+    picture = os.path.splitext(config.submission)[0] + ".png"
+    read = [*(paths or [chosen_model(task, given)]), config.test_set]
+    check_outputs([(config.submission, picture), (picture, "picture")], read)
     models, device, precision = load_models(task, given, paths)
     predictor = models[0].predict if len(models) == 1 else mean_of([model.predict for model in models])
     pixelated_images, known_arrays = load_test_set(config.test_set)
@@ -106,10 +110,9 @@ def predict(task, given, paths):
         raise UserError(
             f"{config.submission}: what was read back is not what was written; check the disk and try again"
         )
-    picture = os.path.splitext(config.submission)[0] + ".png"
     shown = [i for i in range(min(8, len(predictions))) if predictions[i].shape == predictions[0].shape]
     sheet = (np.stack([arrays[i] for i in shown]) for arrays in (pixelated_images, known_arrays, predictions))
-    plot_samples(*map(torch.from_numpy, sheet), None, picture)
+    plot_samples(*map(torch.from_numpy, sheet), None, picture, file_digest(config.submission))
     print(
         f"Wrote {show(config.submission)}: {len(submission):,} images, {os.path.getsize(config.submission):,} bytes, "
         f"read back and checked; {len(submission) / seconds:.0f} images/s.\nThe first restorations: {show(picture)}"
@@ -120,6 +123,8 @@ def predict(task, given, paths):
 def make_test_set(task, given, paths):
     """Write FOLDER/test_set.pkl in the challenge's form and its FOLDER/targets.bin, for a rehearsal of the hand-in."""
     config, folder = task.config, paths[0]
+    test_set, target_file = os.path.join(folder, "test_set.pkl"), os.path.join(folder, "targets.bin")
+    check_outputs([(test_set, "test set"), (target_file, test_set)], [config.images])
     made_with = []
     for path in (config.file("models", ".pt"), task.shipped):
         if os.path.exists(path):
@@ -128,11 +133,11 @@ def make_test_set(task, given, paths):
     cache, indices, source = images_with_truth(config, given, made_with)
     dataset = CachedPixelationDataset(cache, indices, seed=0)
     pixelated_images, known_arrays, targets, _ = zip(*(dataset[i] for i in range(len(dataset))))
-    test_set, target_file = os.path.join(folder, "test_set.pkl"), os.path.join(folder, "targets.bin")
-    data = {"pixelated_images": pixelated_images, "known_arrays": known_arrays}
-    with atomic_write(test_set) as file:  # asarray: the cache's arrays are of a class of their own, np.memmap
-        pickle.dump({key: tuple(map(np.asarray, arrays)) for key, arrays in data.items()}, file, 4)
     serialize([target.ravel() for target in targets], target_file)
+    data = {"pixelated_images": pixelated_images, "known_arrays": known_arrays}
+    made = {"made_by": sign("test set"), "targets": file_digest(target_file)}
+    with atomic_write(test_set) as file:  # asarray: the cache's arrays are of a class of their own, np.memmap
+        pickle.dump({**made, **{key: tuple(map(np.asarray, arrays)) for key, arrays in data.items()}}, file, 4)
     submission = os.path.join(folder, "submission.bin")
     paths = [shlex.quote(show(path)) for path in (test_set, submission, target_file)]
     chosen = [f"--{key} {shlex.quote(getattr(config, key))} " for key in ("name", "model") if key in given]
@@ -175,14 +180,16 @@ def zip_project(task, given, paths):
     folder, name = os.path.split(os.path.splitext(os.path.abspath(model))[0])
     files = {}
     for pattern in HAND_IN:
-        for file in glob.glob(os.path.join(ROOT, *pattern.split("/")), include_hidden=True):
-            files[os.path.relpath(file, ROOT).replace(os.sep, "/")] = file
+        for file in glob.glob(pattern, root_dir=ROOT, include_hidden=True):
+            files[file.replace(os.sep, "/")] = os.path.join(ROOT, file)
     losses = os.path.join(os.path.dirname(folder), "losses")
     for kind, start, suffixes in (("models", folder, (".pt", ".json")), ("losses", losses, (".csv", ".png"))):
         for suffix in suffixes:
             if os.path.exists(os.path.join(start, name + suffix)):
                 files[f"{kind}/{name}{suffix}"] = os.path.join(start, name + suffix)
+    check_outputs([(path, "archive")], files.values())
     with atomic_write(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped:
+        zipped.comment = sign("archive").encode()
         for entry, file in sorted(files.items()):
             info = zipfile.ZipInfo(entry)  # its time is 1980-01-01
             info.compress_type, info.create_system, info.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16

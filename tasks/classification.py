@@ -16,6 +16,7 @@ from datasets import to_grayscale
 from tasks import Action
 from tasks.digits import SIDE, DigitsConfig, DigitsTask, random_matrices, warp
 from tasks.evaluation import Measurement, load_models, plot_curves, save_figure
+from tasks.outputs import check_outputs
 from tasks.own_photos import read_photo
 from utils import ROOT, UserError, inherited, key, show
 
@@ -153,6 +154,8 @@ def probabilities(predict, images, precision):
 
 def predict_pictures(task, given, paths):
     """--predict: print the class of each picture, a line each, and draw them with their labels."""
+    sheet = task.config.file("losses", "_predictions.png")
+    check_outputs([(sheet, "picture")], paths)
     (model, *_), device, precision = load_models(task, given, [])
     kind = model.config.labels
     pictures = [opaque(*read_photo(path)[:2]) for path in paths]
@@ -171,11 +174,10 @@ def predict_pictures(task, given, paths):
             f"{path}: label {first[i]} ({NAMES[kind][first[i]]}), probability {likely[i, first[i]]:.3f}; "
             f"runner-up {second[i]}, {likely[i, second[i]]:.3f}; {polarity}"
         )
-    path = task.config.file("losses", "_predictions.png")
     titles = [f"{k} ({NAMES[kind][k]}), {row[k]:.3f}" for k, row in zip(first, likely)]
     shown = [picture for pair in zip(pictures, images) for picture in pair][: 2 * MAX_SHOWN]
-    plot_grid(shown, [text for title in titles for text in (title, "as the network sees it")], path)
-    print(f"Pictures with their labels{f' (the first {MAX_SHOWN})' if len(paths) > MAX_SHOWN else ''}: {show(path)}")
+    plot_grid(shown, [text for title in titles for text in (title, "as the network sees it")], sheet)
+    print(f"Pictures with their labels{f' (the first {MAX_SHOWN})' if len(paths) > MAX_SHOWN else ''}: {show(sheet)}")
     return 0
 
 

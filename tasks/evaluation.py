@@ -1,6 +1,7 @@
 """What every task does with trained models: load them, tell how good they are, draw figures."""
 
 import csv
+import glob
 import io
 import os
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from architectures import BLOCKS, ResidualBlock
 from processes import choose_device, choose_precision
+from tasks.outputs import check_outputs, sign
 from utils import Config, UserError, atomic_write, config_from_dict, load_checkpoint, show
 
 # ------------------------------------------------------------------------------------------------ models from files
@@ -116,6 +118,10 @@ def confidence_interval(values, draws=1000):
 def evaluate(task, given, paths):
     """--evaluate: print and write tables of several models' figures on samples with truth, and draw them."""
     config = task.config
+    table = config.file("losses", "_evaluation.csv")
+    drawn = glob.glob(glob.escape(config.file("losses", "_evaluation")) + "*.png")
+    drawn = {*drawn, config.file("losses", "_evaluation.png"), getattr(config, "sheet", None)} - {None}
+    check_outputs([(table, "log"), *((path, "picture") for path in sorted(drawn))], [*paths, config.images])
     models, device, precision = load_models(task, given, paths)
     dataset, source = task.evaluation_set(given, models)
     models = task.compared(models, device)
@@ -123,7 +129,6 @@ def evaluate(task, given, paths):
     print(f"\nOn {source}.")
     print_scores(task, models, measured, len(dataset))
     print_differences(task, models, measured)
-    table = config.file("losses", "_evaluation.csv")
     rows = [
         {"model": model.name, **{score: float(values[i].mean()) for score, values in measured.figures.items()}}
         for i, model in enumerate(models)
@@ -228,10 +233,17 @@ def read_log(path):
         raise UserError(f"{path}: is no log of a run ({error})") from None
 
 
-def save_figure(figure, path):
-    """A matplotlib figure as a picture, at once or not at all: a JPEG where the name ends so, else a PNG."""
+def save_figure(figure, path, note=""):
+    """A matplotlib figure as a picture, at once or not at all: a JPEG where the name ends so, else a PNG.
+
+    note: text that is added to the picture's comment.
+    """
+    text = f"{sign('picture')} {note}".strip()
+    options = {"format": "png", "metadata": {"Software": text}}
+    if str(path).lower().endswith((".jpg", ".jpeg")):
+        options = {"format": "jpeg", "pil_kwargs": {"comment": text}}
     with atomic_write(path) as file:
-        figure.savefig(file, format="jpeg" if str(path).lower().endswith((".jpg", ".jpeg")) else "png", dpi=100)
+        figure.savefig(file, dpi=100, **options)
 
 
 def plot_curves(panels, path):
@@ -250,6 +262,8 @@ def plot_curves(panels, path):
 def compare(task, given, names):
     """--compare: draw the logs of several runs of a task into one figure, a panel for the loss and for each score."""
     config = task.config
+    picture = config.file("losses", "_compared.png")
+    check_outputs([(picture, "picture")])
     logs = {name: read_log(config.file("losses", ".csv", name)) for name in names}
     panels = []
     for column in ("train_loss", *task.scores):
@@ -260,7 +274,6 @@ def compare(task, given, names):
             )
         curves = {name: ([row["epoch"] for row in rows], [row[column] for row in rows]) for name, rows in logs.items()}
         panels.append((column, curves, {"yscale": "log"} if column == "train_loss" else {}))
-    picture = config.file("losses", "_compared.png")
     plot_curves(panels, picture)
     width = max(map(len, names))
     print(f"{'':{width}}  minutes" + "".join(f"{column:>12}" for column in ("train_loss", *task.scores)))

@@ -4,15 +4,17 @@ import os
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from datasets import SIZE_RANGE, block_means, to_8_bits
 from tasks import Action
 from tasks.evaluation import load_models
+from tasks.outputs import check_outputs, sign
 from tasks.restoration import restore_float
 from utils import UserError, atomic_write, show
 
 WORKING_SIZE = 12  # of larger blocks at the scale at which they are restored
+FLAT_AREAS = 20  # of a single value each that may be larger than the pixelated rectangle
 CONTEXT = 24  # pixels around the rectangle that a network sees, at that scale
 
 
@@ -22,6 +24,8 @@ def read_photo(path):
     Raises UserError.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for, without end
+            raise UserError(f"{path}: is no plain file; name a photo")
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             profile = file.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P", "L") else None
@@ -34,6 +38,8 @@ def read_photo(path):
                 pixels = to_8_bits(image)
             else:
                 pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or 'not a readable picture'}; name a photo") from None
     except Exception as error:  # whatever a broken file makes a decoder raise
@@ -57,13 +63,22 @@ def estimate_block_size(values):
 
     It is the largest for which the blocks are as constant as for the best one, up to 2 grey levels.
     """
-    sizes = range(2, max(values.shape[:2]) + 1)
-    spreads = [np.sqrt(np.mean((values - block_means(values, size)) ** 2)) for size in sizes]
+    height, width = values.shape[:2]
+    values = values.astype(np.int64)
+    square = (values**2).sum()
+    sums = np.pad(values.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0), (0, 0)))  # of all above and to the left
+    sizes, spreads = range(2, max(height, width) + 1), []
+    for size in sizes:  # the mean square about the means of blocks is that about 0 less that of the means
+        rows, columns = (np.append(np.arange(0, length, size), length) for length in (height, width))
+        blocks = np.diff(np.diff(sums[np.ix_(rows, columns)], axis=0), axis=1)
+        counts = np.diff(rows)[:, None, None] * np.diff(columns)[:, None]
+        spreads.append(np.sqrt(max(0, square - (blocks.astype(np.float64) ** 2 / counts).sum()) / values.size))
     return max(size for size, spread in zip(sizes, spreads) if spread <= 2 * min(spreads) + 2)
 
 
 def find_area(pixels):
-    """(x, y, width, height) of the pixelated rectangle: the largest that is covered by constant 2x2 squares.
+    """(x, y, width, height) of the pixelated rectangle: the largest that is covered by constant 2x2 squares, and not by
+    a single value, as a white margin is.
 
     None where there is none of more than 4x4 pixels that is made of blocks (a JPEG, say, has blurred them).
     """
@@ -74,6 +89,19 @@ def find_area(pixels):
     for top in (0, 1):
         for left in (0, 1):
             covered[top : top + constant.shape[0], left : left + constant.shape[1]] |= constant
+    for _ in range(FLAT_AREAS):
+        x, y, width, height = _largest_rectangle(covered)
+        if width <= 4 or height <= 4:
+            return None
+        area = pixels[y : y + height, x : x + width]
+        if not (area == area[0, 0]).all():
+            return _with_last_blocks(pixels, x, y, width, height)
+        covered[y : y + height, x : x + width] = False
+    return None
+
+
+def _largest_rectangle(covered):
+    """(x, y, width, height) of the largest rectangle that is True everywhere; 0 each where there is none."""
     best, heights = (0, 0, 0, 0, 0), np.zeros(covered.shape[1] + 1, dtype=int)
     for bottom, row in enumerate(covered):  # the largest rectangle under a histogram, row by row
         heights[:-1] = np.where(row, heights[:-1] + 1, 0)
@@ -86,11 +114,12 @@ def find_area(pixels):
                 start, tall = stack.pop()
                 best = max(best, (tall * (right - start), start, bottom + 1 - tall, right - start, tall))
             stack.append((start, height))
-    _, x, y, width, height = best
-    if width <= 4 or height <= 4:
-        return None
+    return best[1:]
+
+
+def _with_last_blocks(pixels, x, y, width, height):
+    """The rectangle as `find_area` gives it, with a last row and column that are one pixel wide where there are any."""
     size = estimate_block_size(pixels[y : y + height, x : x + width])
-    # A last column or row of blocks that is one pixel wide holds no 2x2 square.
     column = pixels[y : y + height, x + width : x + width + 1]
     if width % size == 0 and column.size and np.array_equal(block_means(column, size), column):
         width += 1
@@ -156,11 +185,20 @@ def _save(pixels, alpha, profile, path):
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha))
     with atomic_write(path) as file:
-        image.save(file, "PNG", icc_profile=profile)
+        text = PngImagePlugin.PngInfo()
+        text.add_text("Software", sign("picture"))
+        image.save(file, "PNG", icc_profile=profile, pnginfo=text)
+
+
+def check_written(paths, *suffixes):
+    """check_outputs for what is written beside photos."""
+    written = [os.path.splitext(path)[0] + suffix for path in paths for suffix in suffixes]
+    check_outputs([(path, "picture") for path in written], paths)
 
 
 def depixelate(task, given, paths):
     """Restore the pixelated rectangle of each photo, and write it beside the photo. Returns the exit status."""
+    check_written(paths, "_depixelated.png", "_before_after.png")
     (model,), device, precision = load_models(task, given, [])
     config = task.config
     for path in paths:
@@ -183,19 +221,24 @@ def depixelate(task, given, paths):
 def pixelate(task, given, paths):
     """Pixelate a rectangle of each photo (by default its middle), and write it beside the photo."""
     config = task.config
+    check_written(paths, "_pixelated.png")
     for path in paths:
         pixels, alpha, profile = read_photo(path)
         height, width = pixels.shape[:2]
         if min(height, width) < 8:
             raise UserError(f"{path}: smaller than 8 pixels; name a larger photo")
-        area = check_area(config.area or (width // 3, height // 3, width // 3, height // 3), pixels, path)
-        x, y, width, height = area
+        middle = [max(8, length // 3) for length in (width, height)]  # fewer pixels would not be found again
+        start = [min(length // 3, length - extent) for length, extent in zip((width, height), middle)]
+        area = config.area or (*start, *middle)
+        x, y, width, height = check_area(area, pixels, path)
         size = config.block_size or max(2, min(width, height) // 8)
         result = pixels.copy()
         result[y : y + height, x : x + width] = np.floor(block_means(result[y : y + height, x : x + width], size))
         written = f"{os.path.splitext(path)[0]}_pixelated.png"
         _save(result, alpha, profile, written)
         print(f"{show(path)}: pixelated {width} x {height} pixels at {x}, {y}, blocks of {size}: {show(written)}")
+        if find_area(result) != (x, y, width, height):
+            print(f"To restore it, say where it is: --depixelate FILE --area {x} {y} {width} {height}")
     return 0
 
 

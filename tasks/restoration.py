@@ -83,11 +83,11 @@ def plot_losses(rows, loss, path):
     save_figure(figure, path)
 
 
-def plot_samples(pixelated_images, known_arrays, predictions, images, path):
+def plot_samples(pixelated_images, known_arrays, predictions, images, path, note=""):
     """A sheet of restorations as a PNG, a row an image: truth, pixelated, what ResidualUNet starts from, prediction,
     error. All (N, 1, H, W) uint8, known_arrays bool.
 
-    images None: the truth is unknown, and neither it nor the error is shown.
+    images None: the truth is unknown, and neither it nor the error is shown. note: for the picture's comment.
     """
     grid = BlockGrid(pixelated_images / 255, ~known_arrays, range(SIZE_RANGE[0], SIZE_RANGE[1] + 1))
     start = interpolate(pixelated_images / 255, grid.expected_means(pixelated_images / 255), grid) * 255
@@ -105,7 +105,7 @@ def plot_samples(pixelated_images, known_arrays, predictions, images, path):
             axes.title.set_fontsize(9)
         if images is not None:
             row[-1].set_xlabel(f"RMSE {errors[i]:.1f} grey levels", fontsize=8)
-    save_figure(figure, path)
+    save_figure(figure, path, note)
 
 
 def plot_errors(errors, geometry, names, path):
