@@ -34,7 +34,7 @@ from processes import (
 )
 from tasks import Action, load_task, task_names
 from tasks.challenge import zip_project
-from tasks.evaluation import compare, evaluate, load_weights, summarize, write_table
+from tasks.evaluation import compare, evaluate, load_weights, summarize, training_record, write_table
 from tasks.outputs import RUN_FILES, check_outputs
 from tasks.training import EpochBar, Part, Run, restore_run, save_run
 from utils import (
@@ -63,15 +63,18 @@ def train(config, task, processes, state=None):
     network = networks[task.parts[0]]
     if not any(True for _ in network.parameters()):
         raise UserError(f"network: {config.network} has no parameters to train; choose another")
+    inherited = []
     if config.init and not state:
-        load_weights(network, load_checkpoint(config.init, "name a models/NAME.pt"), config.init)
+        checkpoint = load_checkpoint(config.init, "name a models/NAME.pt")
+        load_weights(network, checkpoint, config.init)
+        inherited = training_record(checkpoint)
     with processes.first_alone():
         task.prepare()
     parts = {}
     for name, net in networks.items():
         model = processes.wrap(torch.compile(net) if config.compile else net, device)
         parts[name] = Part(net, config, precision, model)
-    run = restore_run(config, task, parts, state) if state else Run()
+    run = restore_run(config, task, parts, state) if state else Run(inherited=inherited)
     run.begin(config, math.ceil(len(task.training_set) / config.batch_size))
     if state and run.finished:
         limit = "--epochs or --max_minutes" if run.progress(run.step) >= 1 else "--patience"
@@ -175,7 +178,10 @@ def finish_epoch(config, task, run, parts, device, precision, board):
     better = run.best is None or (score > run.best if task.higher_is_better else score < run.best)
     run.best, run.stale = (score, 0) if better else (run.best, run.stale + 1)
     if better:
-        save_checkpoint({"config": config.without_paths(), "weights": weights, **row}, config.file("models", ".pt"))
+        kept = {"config": config.without_paths(), "weights": weights, **row}
+        record = [*run.inherited, {"images": os.path.basename(config.images), "held_out": task.held_out}]
+        kept |= {"record": record, "precision": str(precision)[6:], "device": device.type}
+        save_checkpoint(kept, config.file("models", ".pt"))
         with atomic_write(config.file("models", ".json")) as file:
             file.write((json.dumps(config.without_paths(), indent=2) + "\n").encode())
     try:

@@ -45,6 +45,7 @@ class Task:
     def __init__(self, config):
         self.config = config
         self.training_set = self.validation_set = None
+        self.held_out = torch.empty(0, dtype=torch.int64)  # images.held_out_digests, where a task can tell
 
     # ---------------------------------------------------------------------------------------------- what is trained
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from datasets import CachedPixelationDataset
 from submission_serialization import deserialize, load_test_set, serialize
 from tasks import Action
-from tasks.evaluation import chosen_model, confidence_interval, load_models, mean_of
+from tasks.evaluation import Model, chosen_model, confidence_interval, load_models, mean_of, training_record
 from tasks.images import images_with_truth
 from tasks.outputs import check_outputs, file_digest, sign
 from tasks.restoration import BATCH, plot_samples, restore
@@ -125,12 +125,13 @@ def make_test_set(task, given, paths):
     config, folder = task.config, paths[0]
     test_set, target_file = os.path.join(folder, "test_set.pkl"), os.path.join(folder, "targets.bin")
     check_outputs([(test_set, "test set"), (target_file, test_set)], [config.images])
-    made_with = []
+    models = []
     for path in (config.file("models", ".pt"), task.shipped):
         if os.path.exists(path):
-            saved = load_checkpoint(path, "name a folder without it")["config"]
-            made_with.append(config_from_dict(type(config), saved, path))
-    cache, indices, source = images_with_truth(config, given, made_with)
+            saved = load_checkpoint(path, "name a folder without it")
+            made = config_from_dict(type(config), saved["config"], path)
+            models.append(Model(show(path), None, made, record=training_record(saved)))
+    cache, indices, source = images_with_truth(config, given, models)
     dataset = CachedPixelationDataset(cache, indices, seed=0)
     pixelated_images, known_arrays, targets, _ = zip(*(dataset[i] for i in range(len(dataset))))
     serialize([target.ravel() for target in targets], target_file)

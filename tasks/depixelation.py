@@ -15,7 +15,7 @@ from architectures import BasicCNN, DeePixV1, IdentityModel, ResidualUNet, find_
 from datasets import IMAGE_SIZE, SIZE_RANGE, CachedPixelationDataset, collate
 from tasks import Task, challenge, own_photos
 from tasks.evaluation import Measurement, Model, load_model, mean_of
-from tasks.images import image_source, images_with_truth
+from tasks.images import held_out_digests, image_source, images_with_truth
 from tasks.restoration import (
     BATCH,
     LEADERBOARD_2023,
@@ -132,6 +132,7 @@ class Depixelation(Task):
     def prepare(self):
         config = self.config
         cache, train_indices, validation_indices = image_source(config)
+        self.held_out = held_out_digests(cache, train_indices, validation_indices)
         self.training_set = CachedPixelationDataset(
             cache, train_indices, config.seed, config.crop_scale, config.max_images
         )
@@ -200,7 +201,7 @@ class Depixelation(Task):
         return f"IdentityModel {row['identity_score']:.3f}"
 
     def evaluation_set(self, given, models):
-        cache, indices, source = images_with_truth(self.config, given, [model.config for model in models])
+        cache, indices, source = images_with_truth(self.config, given, models)
         views = self.config.views
         source += (
             f"; {views} view{'s' if views > 1 else ''}. Score: mean RMSE on the unknown pixels, in grey levels of 255"

@@ -5,7 +5,7 @@ import glob
 import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,29 @@ class Model:
     predict: Callable  # inputs -> outputs, in eval mode
     config: Config | None = None  # with which it was trained
     parameters: int = 0
+    record: list = field(default_factory=list)  # training_record
+    precision: str | None = None  # in which it was validated, where that was on the same kind of device
+
+
+def training_record(checkpoint):
+    """What a model was trained on, and on what before that: a list of {"images": name, "held_out": 1-D int64 tensor}.
+
+    held_out: as images.held_out_digests; empty where that is not known, as of models of earlier versions.
+    """
+    record = checkpoint.get("record")
+    if isinstance(record, list) and record and all(map(_is_entry, record)):
+        return record
+    return [{"images": str(checkpoint["config"].get("images")), "held_out": torch.empty(0, dtype=torch.int64)}]
+
+
+def _is_entry(entry):
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("images"), str)
+        and isinstance(entry.get("held_out"), torch.Tensor)
+        and entry["held_out"].dtype == torch.int64
+        and entry["held_out"].ndim == 1
+    )
 
 
 def load_weights(network, checkpoint, path):
@@ -80,16 +103,24 @@ def load_model(task, path, given, device):
     network = task.build_network(made.network, made.network_options)
     load_weights(network, checkpoint, path)
     network = network.eval().to(device, memory_format=torch.channels_last)
-    return Model(show(path), task.predictor(network, made), made, sum(p.numel() for p in network.parameters()))
+    predict = task.predictor(network, made)
+    validated_here = checkpoint.get("device") == device.type and checkpoint.get("precision") in ("float32", "bfloat16")
+    parameters = sum(p.numel() for p in network.parameters())
+    precision = checkpoint["precision"] if validated_here else None
+    return Model(show(path), predict, made, parameters, training_record(checkpoint), precision)
 
 
 def load_models(task, given, paths):
-    """(Models of some files, or of the configured one where there are none; device; precision)"""
+    """(Models of some files, or of the configured one where there are none; device; precision)
+
+    Precision auto is that of the first model's validation, so that it predicts the same at each start.
+    """
     device = choose_device(task.config.device)
-    precision = choose_precision(task.config.precision, device)
     baseline = task.config.network in task.baselines() and not task.config.model
     paths = paths or [task.config.network if baseline else chosen_model(task, given)]
     models = [load_model(task, path, given, device) for path in paths]
+    kept = models[0].precision if task.config.precision == "auto" else None
+    precision = choose_precision(kept or task.config.precision, device)
     for model in models:
         if model.config:
             print(f"{model.config.network} from {model.name}; {device.type}, {str(precision)[6:]}")

@@ -16,6 +16,7 @@ import zipfile
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
@@ -374,6 +375,8 @@ def _build_cache(path, names, chunks, job, first):
 
 # ------------------------------------------------------------------------------------------------ the split
 
+MAX_HELD_OUT = 20_000  # images whose digests a model keeps, 8 bytes each
+
 
 def split_by_folder(names, fraction):
     """Indices of training and validation photos: (train, validation), sorted int64 arrays.
@@ -415,30 +418,59 @@ def image_source(config):
     return cache, train_indices, validation_indices
 
 
-def images_with_truth(config, given, trained_with):
-    """(cache, indices, what they are in words): images of config.images on which none of the models was trained.
+def thumbnail_digests(cache, indices):
+    """A number for each of these images that tells their thumbnails apart: (N,) int64."""
+    digests = (hashlib.blake2b(cache.thumbnails[i].tobytes(), digest_size=8).digest() for i in indices)
+    return np.array([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=np.int64)
 
-    trained_with: the models' configs, None for what was not trained. Where models were trained on a source of this
-    name, these are the images held out by all of them; else all.
+
+def held_out_digests(cache, train_indices, validation_indices):
+    """The thumbnail_digests of images that are held out, with no copy trained on: a 1-D int64 tensor, for the model."""
+    held_out = thumbnail_digests(cache, validation_indices[:MAX_HELD_OUT])
+    return torch.from_numpy(np.setdiff1d(held_out, thumbnail_digests(cache, np.unique(train_indices))))
+
+
+def images_with_truth(config, given, models):
+    """(cache, indices, what they are in words): images of config.images to measure these models on.
+
+    models: evaluation.Models, those without config not trained. The images are those that all models trained on any of
+    them held out. They are said to be held out if the models' records show it; where they do not, a warning is printed.
     """
-    made_with = [made for made in trained_with if made]
-    trained = [made for made in made_with if _stem(made.images) == _stem(config.images)]
+    models = [model for model in models if model.config]
+    like = [model.config for model in models if _stem(model.config.images) == _stem(config.images)]
     for name in {"seed", "synthetic_images"} - given:
-        if trained:
-            setattr(config, name, getattr(trained[0], name))
+        if like:
+            setattr(config, name, getattr(like[0], name))
     cache = open_cache(config.images, config.cache_dir, config.seed, config.synthetic_images)
     source = "drawn images" if config.images == "synthetic" else f"images of {show(config.images)}"
-    if trained or config.images == "synthetic":
-        split_as = [config] if "validation_fraction" in given or not trained else trained
-        splits = [split_by_folder(cache.names, made.validation_fraction)[1] for made in split_as]
-        indices = functools.reduce(np.intersect1d, splits)
-        if not len(indices):
-            raise UserError(f"images: these models held out no image of {config.images} in common; name other images")
-        return cache, indices, f"{len(indices):,} {source}, held out of training"
-    if made_with:
-        trained_on = ", ".join(sorted({os.path.basename(made.images) for made in made_with}))
-        print(f"Trained on {trained_on}: if the {source} are among these, the score is too good.")
-    return cache, np.arange(len(cache)), f"all {len(cache):,} {source}"
+    chosen = np.ones(len(cache), dtype=bool)
+    if not models and config.images == "synthetic":
+        chosen = _held_out(cache, config)
+    digests = thumbnail_digests(cache, range(len(cache))) if models else None
+    unknown = {}
+    for model in models:
+        for entry in model.record:
+            held_out = np.isin(digests, entry["held_out"].numpy())
+            if held_out.any():
+                chosen &= held_out
+            elif (entry["images"] == "synthetic") == (config.images == "synthetic"):  # maybe of the same images
+                unknown.setdefault(entry["images"], []).append(model.name)
+                if not len(entry["held_out"]) and _stem(entry["images"]) == _stem(config.images):
+                    chosen &= _held_out(cache, config if "validation_fraction" in given else model.config)
+    if not chosen.any():
+        raise UserError(f"images: these models held out no image of {config.images} in common; name other images")
+    words = f"{'all ' * bool(chosen.all())}{chosen.sum():,} {source}"
+    for trained_on, names in unknown.items():
+        print(
+            f"warning: {', '.join(dict.fromkeys(names))}: trained on {trained_on}, and no record shows that the "
+            f"{source} were held out; if they were not, the score is too good"
+        )
+    return cache, np.flatnonzero(chosen), words + ", held out of training" * bool(models and not unknown)
+
+
+def _held_out(cache, config):
+    """Which images a training as config says holds out, if it sees the same list of images: (N,) bool."""
+    return np.isin(np.arange(len(cache)), split_by_folder(cache.names, config.validation_fraction)[1])
 
 
 def _stem(path):

@@ -99,6 +99,7 @@ class Run:
     best: float | None = None
     stale: int = 0  # epochs since the best score
     finished: bool = False
+    inherited: list = dataclasses.field(default_factory=list)  # training_record of the model that it started from
 
     def begin(self, config, steps_per_epoch):
         """Start the clock."""
