@@ -1,4 +1,6 @@
 import os
+import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -8,6 +10,8 @@ from PIL import Image
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks are tiny here; before PyTorch is imported, for processes too
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import main as entry  # noqa: E402
+from datasets import prepare_image  # noqa: E402
 from synthetic import synthetic_image  # noqa: E402
 
 
@@ -25,3 +29,59 @@ def photos(tmp_path_factory):
     for i in range(60):
         save_photo(folder / f"{i // 5:03}" / f"{i:07}.jpg", i)
     return folder
+
+
+TINY = ["--network", "BasicCNN", "--network_options", '{"channels": 8, "layers": 2}', "--synthetic_images", "40"]
+TINY += ["--device", "cpu", "--precision", "float32", "--batch_size", "16"]
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder with a trained run, default, and the cache of its images."""
+    folder = tmp_path_factory.mktemp("shared")
+    assert entry.main([*TINY, "--output_dir", str(folder), "--cache_dir", str(folder / "cache"), "--epochs", "1"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(shared, tmp_path, monkeypatch):
+    """Calls main() with the options of a tiny run, in tmp_path, which is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    options = [*TINY, "--output_dir", str(tmp_path), "--cache_dir", str(shared / "cache")]
+    return lambda *more: entry.main([*options, *map(str, more)])
+
+
+@pytest.fixture
+def model(shared, tmp_path):
+    """A model file in tmp_path."""
+    return shutil.copy(shared / "models" / "default.pt", tmp_path / "model.pt")
+
+
+@pytest.fixture
+def predict(run, model, tmp_path):
+    """Calls main() with --predict on a test pickle of 4 images, test.pkl."""
+    samples = [prepare_image(synthetic_image(1, i, 64)[None], 5, 5, 20, 20, 7) for i in range(4)]
+    data = {"pixelated_images": tuple(s[0] for s in samples), "known_arrays": tuple(s[1] for s in samples)}
+    (tmp_path / "test.pkl").write_bytes(pickle.dumps(data, 4))
+    return lambda *more: run("--predict", "--model", "model.pt", "--test_set", "test.pkl", *more)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Checks that a status is 2 and the error one line that holds all these words."""
+
+    def check(status, *words):
+        lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "error:" in line]
+        assert status == 2 and len(lines) == 1
+        assert all(word in lines[0] for word in words), lines[0]
+
+    return check
+
+
+def some_photos(folder, count, first=0):
+    for i in range(first, first + count):
+        save_photo(folder / f"{i:03}.jpg", i, (80, 70))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

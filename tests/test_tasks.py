@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 import main as entry
 from tasks import Task, task_names
 from tasks.evaluation import Measurement
+from tasks.outputs import sign
 from utils import Config, atomic_write, key
 
 
@@ -90,7 +91,7 @@ class Tiny(Task):
 
     def plot_samples(self, sample, path):
         with atomic_write(path) as file:
-            file.write(b"%d samples" % len(sample))
+            file.write(f"{len(sample)} samples, a {sign('picture')}".encode())
 
 
 @pytest.fixture(autouse=True)
