@@ -166,7 +166,12 @@ HAND_IN = (
     ".gitignore",
     ".ruff.toml",
 )
-HAND_IN += (".ci/run", "losses/scaling.*", "losses/drawn_evaluation_samples.png")  # the last are pictures of READMEs
+HAND_IN += (
+    ".ci/run",
+    "losses/denoising_compared.png",
+    "losses/scaling.*",
+    "losses/drawn_evaluation_samples.png",
+)  # the last are pictures of READMEs
 LARGE_HAND_IN = 20e6  # bytes; course platforms refuse files some way above that
 
 

@@ -18,6 +18,8 @@ from tasks.restoration import restore, rmse_per_image
 from utils import ROOT, config_from_dict, load_checkpoint
 
 NAMES = ("photos", "small", "BasicCNN", "DeePixV1")
+OTHERS = {"MNIST": "accuracy", "FashionMNIST": "accuracy"}  # other tasks' models: their score
+OTHERS |= {"denoising": "mae", "denoising_skip": "mae", "denoising_unet": "mae"}
 
 IN_REPOSITORY = os.path.exists(os.path.join(ROOT, ".git")) or os.path.exists(os.path.join(ROOT, "models", "small.pt"))
 pytestmark = pytest.mark.skipif(not IN_REPOSITORY, reason="what --zip made to be handed in holds one model")
@@ -46,7 +48,8 @@ def load(name):
 
 
 def test_all_together_are_small():
-    assert sum(os.path.getsize(os.path.join(ROOT, "models", f"{name}.pt")) for name in NAMES) < 25e6
+    sizes = {name: os.path.getsize(os.path.join(ROOT, "models", f"{name}.pt")) for name in (*NAMES, *OTHERS)}
+    assert sum(sizes.values()) < 25e6 and all(sizes[name] < 1e6 for name in OTHERS)
     assert load_task("depixelation").shipped == os.path.join(ROOT, "models", "photos.pt")
 
 
@@ -59,6 +62,18 @@ def test_each_has_its_config_and_log(name):
         rows = list(csv.DictReader(file))
     assert min(float(row["score"]) for row in rows) == pytest.approx(checkpoint["score"])
     assert checkpoint["config"]["images"] == "training.zip" and checkpoint["config"]["name"] == name
+    assert os.path.exists(os.path.join(ROOT, "losses", f"{name}.png"))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_each_of_the_other_tasks_has_its_config_and_log(name):
+    _, checkpoint = load(name)
+    with open(os.path.join(ROOT, "models", f"{name}.json"), encoding="utf-8") as file:
+        assert json.load(file) == checkpoint["config"]
+    with open(os.path.join(ROOT, "losses", f"{name}.csv"), encoding="utf-8") as file:
+        scores = [float(row[OTHERS[name]]) for row in csv.DictReader(file)]
+    best = max(scores) if OTHERS[name] == "accuracy" else min(scores)
+    assert best == pytest.approx(checkpoint[OTHERS[name]]) and checkpoint["config"]["name"] == name
     assert os.path.exists(os.path.join(ROOT, "losses", f"{name}.png"))
 
 
