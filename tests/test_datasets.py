@@ -405,7 +405,7 @@ def test_validation_rectangles_are_fixed(photos, tmp_path):
         assert np.array_equal(cache.thumbnails[30 + i][None][~known], target.ravel())
 
 
-def test_a_core_makes_4000_samples_a_second(photos, tmp_path):
+def test_a_core_makes_2000_samples_a_second(photos, tmp_path):
     cache = open_cache(str(photos), str(tmp_path), 0, 0)
     dataset = CachedPixelationDataset(cache, np.arange(60), 0, (0.7, 1.0))
     order = dataset.batches(60, 0)
@@ -417,4 +417,4 @@ def test_a_core_makes_4000_samples_a_second(photos, tmp_path):
             collate([dataset[key] for key in next(order)])
         best = max(best, 300 / (time.thread_time() - start))
     torch.set_num_threads(threads)
-    assert best > 4000
+    assert best > 2000  # ten times what training takes on such a core
