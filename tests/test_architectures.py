@@ -53,7 +53,7 @@ def naive_block_size(image, known):
     )
 
 
-@pytest.mark.parametrize("smooth, n", [(False, 5000), (True, 1000)])
+@pytest.mark.parametrize("smooth, n", [(False, 2000), (True, 400)])
 def test_block_grid_is_recovered(smooth, n):
     _, rectangles, images, known = cases(n, 1, smooth=smooth)
     found = find_block_sizes(images[:, 0], ~known[:, 0], SIZES).tolist()
@@ -194,7 +194,7 @@ def test_reference_networks():
 
 
 def test_every_network_learns_its_training_batch():
-    images, _, pixelated, known = cases(8, 7, smooth=True)
+    images, _, pixelated, known = cases(4, 7, smooth=True)
     truth = torch.from_numpy(images)[:, None].float() / 255
     for network in (BasicCNN(16, 2), DeePixV1((3, 4), (3, 3)), ResidualUNet((8, 16), (1, 1))):
         optimizer, losses = torch.optim.Adam(network.parameters(), 1e-2), []

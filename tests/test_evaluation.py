@@ -216,4 +216,4 @@ def test_archive_to_hand_in(tmp_path, monkeypatch, capsys):
         name for name in names if re.search(r"cache|venv|\.git/|\.last\.|pkl|(?<!drawn_evaluation)_samples", name)
     ]
     done = subprocess.run([sys.executable, "main.py", "--summary"], cwd=tmp_path / "unpacked", capture_output=True)
-    assert done.returncode == 0 and b"ResidualUNet" in done.stdout
+    assert done.returncode == 0 and b"DeePixV1: 2,413,506 parameters, 19.745 GFLOP" in done.stdout

@@ -406,23 +406,10 @@ def test_patience_stops_early(run, tmp_path):
     assert len(rows) < 20 and len(rows) == best + 1 + 2
 
 
-@pytest.mark.parametrize("loss", ["rmse", "mse"])
-def test_budget_in_minutes(run, tmp_path, loss):
-    assert (
-        run(
-            "--max_minutes",
-            "0.1",
-            "--loss",
-            loss,
-            "--network",
-            "BasicCNN",
-            "--network_options",
-            '{"channels": 8, "layers": 2}',
-        )
-        == 0
-    )
+def test_budget_in_minutes(run, tmp_path):
+    assert run("--max_minutes", "0.08", "--loss", "mse") == 0
     rows = log(tmp_path)
-    assert 0.05 <= rows[-1]["minutes"] < 0.2 and np.allclose(np.diff([0] + [row["epoch"] for row in rows[:-1]]), 1)
+    assert 0.03 <= rows[-1]["minutes"] < 0.2 and np.allclose(np.diff([0] + [row["epoch"] for row in rows[:-1]]), 1)
 
 
 def test_learning_rate_is_a_function_of_progress():
@@ -487,7 +474,5 @@ def test_command_line_in_a_process(tmp_path):
         and all(f"--{key} " in text.stdout for key in vars(Config()))
         and "exit status" in text.stdout
     )
-    networks = call("--summary")
-    assert networks.returncode == 0 and "DeePixV1: 2,413,506 parameters, 19.745 GFLOP" in networks.stdout
     wrong = call("--epochs", "0")
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "Traceback" not in wrong.stderr

@@ -186,7 +186,7 @@ def test_two_images_are_learned_by_heart(tmp_path):
     """The whole chain: the loss on two images falls far below what any model has on new ones."""
     options = [*TINY, "--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache"), "--max_images", "2"]
     options += ["--network_options", '{"channels": [32, 64], "blocks": [1, 2]}', "--learning_rate", "4e-3"]
-    options += ["--synthetic_images", "300", "--validation_fraction", "0.04", "--epochs", "8"]
+    options += ["--synthetic_images", "80", "--validation_fraction", "0.1", "--epochs", "8", "--batch_size", "4"]
     assert entry.main(options) == 0
     rows = log(tmp_path)
-    assert rows[-1]["train_loss"] < 0.5 * rows[0]["train_loss"] and rows[-1]["train_loss"] < 0.75 * rows[-1]["score"]
+    assert rows[-1]["train_loss"] < 0.6 * rows[0]["train_loss"] and rows[-1]["train_loss"] < 0.5 * rows[-1]["score"]
