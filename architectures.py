@@ -9,19 +9,12 @@ DeePixV1       the winner of the 2023 challenge
 BasicCNN       the course's reference
 IdentityModel  the pixelated image itself: what doing nothing scores
 
-For any task:
+UNet, for any task: residual blocks at several resolutions. Ronneberger et al. 2015 (U-Net), He et al. 2016 (residual
+blocks), Shi et al. 2016 (pixel shuffle)
 
-UNet           residual blocks at several resolutions. Ronneberger et al. 2015 (U-Net), He et al. 2016 (residual
-               blocks), Shi et al. 2016 (pixel shuffle)
-
-Denoising, (N, 1, H, W) -> the same: UNet, and
-
-DenoisingCNN   the exercise sheet's encoder and decoder
-
-Classification, (N, 1, 28, 28) in [0, 1] -> (N, classes), logits:
-
-ResidualCNN    ours
-SimpleCNN      the exercise sheet's kind
+Denoising, (N, 1, H, W) -> the same: UNet; the exercise sheet's DenoisingCNN
+Classification, (N, 1, 28, 28) in [0, 1] -> (N, classes), logits: ResidualCNN, ours; SimpleCNN, the sheet's kind
+Super-resolution, (N, 3, H, W) in [0, 1] -> (N, 3, 2H, 2W): SubPixelResNet, ours; BasicSRModel, ResidualSRModel
 """
 
 import torch
@@ -141,14 +134,19 @@ class IdentityModel(nn.Module):
         return inputs[:, :1]
 
 
+def _plain(a, b, channels, layers, activation):
+    """From a to b channels: hidden layers of 3x3 kernels with activations, and one output layer."""
+    widths = [a] + [channels] * layers
+    hidden = [nn.Sequential(nn.Conv2d(m, n, 3, padding=1), activation()) for m, n in zip(widths, widths[1:])]
+    return nn.Sequential(*hidden, nn.Conv2d(channels, b, 3, padding=1))
+
+
 class BasicCNN(nn.Module):
     """The course's reference: hidden layers of 3x3 kernels with ReLU, one output layer. Its score is 200 points."""
 
     def __init__(self, channels=32, layers=5):
         super().__init__()
-        widths = [2] + [channels] * layers
-        hidden = [nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in zip(widths, widths[1:])]
-        self.layers = nn.Sequential(*hidden, nn.Conv2d(channels, 1, 3, padding=1))
+        self.layers = _plain(2, 1, channels, layers, nn.ReLU)
 
     def forward(self, inputs):
         return torch.where(inputs[:, 1:] > 0, inputs[:, :1], self.layers(inputs).float())
@@ -332,11 +330,9 @@ class DeePixV1(nn.Module):
         super().__init__()
         blocks = len(shape) - 1
         first, last = kernels
-        sizes = [int(first + (last - first) * i / max(blocks - 1, 1)) for i in range(blocks)]
-        sizes = [size - 1 + size % 2 for size in sizes]
-        width = 2 ** shape[0]
+        sizes = [(int(first + (last - first) * i / max(blocks - 1, 1)) - 1) // 2 * 2 + 1 for i in range(blocks)]
         self.first = nn.Sequential(
-            nn.Conv2d(2, width, first, padding=first // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+            nn.Conv2d(2, 2 ** shape[0], first, padding=first // 2, bias=False), nn.BatchNorm2d(2 ** shape[0]), nn.ReLU()
         )
         self.blocks = nn.Sequential(*(DeePixBlock(2**a, 2**b, k) for a, b, k in zip(shape, shape[1:], sizes)))
         self.last = nn.Sequential(nn.Conv2d(2 ** shape[-1], 1, last, padding=last // 2, bias=False), nn.BatchNorm2d(1))
@@ -346,7 +342,7 @@ class DeePixV1(nn.Module):
         return torch.where(inputs[:, 1:] > 0, inputs[:, :1], restored)
 
 
-# ------------------------------------------------------------------------------------------------ denoising
+# ------------------------------------------------------------------------------------------------ for other tasks
 
 
 class DenoisingCNN(nn.Module):
@@ -359,25 +355,18 @@ class DenoisingCNN(nn.Module):
         super().__init__()
         self.skip = skip
         up = {"stride": 2, "padding": 1, "output_padding": 1}  # exactly twice the side: 7 -> 14 -> 28
-        self.layers = nn.Sequential(
+        hidden = (
             nn.Conv2d(channels, width, 3, stride=2, padding=1),
-            nn.ReLU(),
             nn.Conv2d(width, width, 3, stride=2, padding=1),
-            nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1),
-            nn.ReLU(),
             nn.ConvTranspose2d(width, width, 3, **up),
-            nn.ReLU(),
             nn.ConvTranspose2d(width, width, 3, **up),
-            nn.ReLU(),
-            nn.Conv2d(width, channels, 3, padding=1),
         )
+        layers = [module for layer in hidden for module in (layer, nn.ReLU())]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, images):
         return images + self.layers(images) if self.skip else self.layers(images)
-
-
-# ------------------------------------------------------------------------------------------------ classification
 
 
 class SimpleCNN(nn.Module):
@@ -442,6 +431,70 @@ class ResidualCNN(nn.Module):
     def forward(self, images):
         maps = self.layers(images)  # (N, 1, 28, 28) -> (N, channels[-1], 7, 7)
         return self.last(maps.amax((2, 3)))  # (N, classes)
+
+
+class Interpolation(nn.Module):
+    """Upsampling by nearest, bilinear or bicubic interpolation, the last with the coefficient -0.5 (Keys 1981)."""
+
+    reach = 3  # as of each network that follows: pixels of the input, to each side, that a pixel of the output sees
+
+    def __init__(self, kind="bicubic"):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, images):
+        # Bicubic without antialias would have the coefficient -0.75; with it, it is that of Pillow and MATLAB.
+        return F.interpolate(images, scale_factor=2, mode=self.kind, antialias=self.kind == "bicubic")
+
+
+class BasicSRModel(nn.Module):
+    """The exercise sheet's: bilinear upsampling, then twelve convolutions at full size; 372,803 parameters."""
+
+    def __init__(self, channels=64, layers=10):
+        super().__init__()
+        self.upsample = Interpolation("bilinear")
+        self.layers = _plain(3, 3, channels, layers + 1, nn.LeakyReLU)
+        self.reach = layers // 2 + 3
+
+    def forward(self, images):
+        return self.layers(self.upsample(images))
+
+
+class ResidualSRModel(BasicSRModel):
+    """The same, added to the upsampled image."""
+
+    def forward(self, images):
+        upsampled = self.upsample(images)
+        return upsampled + self.layers(upsampled)
+
+
+class SubPixelResNet(nn.Module):
+    """Ours: residual blocks at low resolution, a pixel shuffle, all added to the bicubic image, from which it starts.
+
+    Like EDSR (Lim et al. 2017) without normalisation, like ESPCN (Shi et al. 2016) with the new pixels as channels.
+    consistent: the mean of 2x2 pixels of the output is the pixel of the input, as it is if that was made by bilinear
+    downscaling without antialiasing. symmetries: numbers, 0 (as it is) to 7, of those that predictions are averaged in.
+    """
+
+    SYMMETRIES = 8
+
+    def __init__(self, channels=64, blocks=8, consistent=False):
+        super().__init__()
+        self.consistent, self.reach, self.symmetries = consistent, 2 * blocks + 4, (0,)
+        self.upsample = Interpolation()
+        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        self.body = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
+        self.last = nn.Conv2d(channels, 12, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, images):
+        residuals = [transform(self._residual, images - 0.5, symmetry) for symmetry in self.symmetries]
+        output = self.upsample(images) + sum(residuals) / len(residuals)
+        return output + F.interpolate(images - F.avg_pool2d(output, 2), scale_factor=2) if self.consistent else output
+
+    def _residual(self, maps):
+        return F.pixel_shuffle(self.last(self.body(self.first(maps))), 2)  # (N, 12, H, W) -> (N, 3, 2H, 2W)
 
 
 BLOCKS = (ResidualBlock, DeePixBlock, NormalizedBlock)  # what --summary lists as a whole

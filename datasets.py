@@ -3,7 +3,8 @@
 The course's functions and classes come first: `to_grayscale`, `prepare_image`, `RandomImagePixelationDataset`,
 `stack_with_padding`. Then what training adds: `CachedPixelationDataset`, the same dataset over a cache of decoded
 images, with fresh random crops and rectangles. A batch travels as uint8 and becomes float on the device. Denoising has
-`NoisyImages`, and the exercise's `NoisyFashionMNIST`.
+`NoisyImages`, and the exercise's `NoisyFashionMNIST`. Super-resolution has the exercise's `SRDataset`, and the same
+over the cache: `CachedCrops` to train on, `CachedPhotos` to measure on.
 """
 
 import glob
@@ -13,8 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+EXTENSIONS = (".jpg", ".jpeg", ".png")  # of photos
 IMAGE_SIZE = 64  # pixels a side, of every image of the challenge
 WIDTH_RANGE = HEIGHT_RANGE = (4, 32)  # of the pixelated rectangle, in pixels, inclusive
 SIZE_RANGE = (4, 16)  # of the blocks, in pixels a side, inclusive
@@ -215,6 +218,145 @@ class NoisyFashionMNIST(NoisyImages):
 
         images = FashionMNIST(root, train=train, download=download).data.numpy()
         super().__init__(images, not train, noise, noise_level, seed)
+
+
+# ------------------------------------------------------------------------------------------------ super-resolution
+
+DOWNSCALING = ("bilinear", "bicubic", "nearest")
+
+
+def halve(images, downscaling="bilinear", antialias=True):
+    """Images, (N, C, 2h, 2w) float in [0, 1], at half the size, (N, C, h, w), as torchvision's Resize makes tensors.
+
+    antialias: wider kernels that see every pixel, as Pillow's and MATLAB's (for nearest there is none). Bicubic is
+    that of MATLAB's imresize with it (but at the very edge), with another coefficient, -0.75, without it. Bilinear
+    without it is the mean of 2x2 pixels. Nearest takes the upper left one of them.
+    """
+    side = (images.shape[2] // 2, images.shape[3] // 2)
+    smooth = antialias and downscaling != "nearest"
+    return F.interpolate(images, side, mode=downscaling, antialias=smooth).clamp(0, 1)  # bicubic overshoots
+
+
+def color_jitter(image, rng, strength):
+    """torchvision's ColorJitter(strength, strength, strength, strength) with the random numbers of rng.
+
+    Brightness, contrast, saturation (factors 1 - strength to 1 + strength) and hue (-strength to strength turns), in
+    random order. image: (3, H, W) float in [0, 1], as is what is returned.
+    """
+    from torchvision.transforms import functional as tf  # takes a second, which nothing else here needs
+
+    changes = (tf.adjust_brightness, tf.adjust_contrast, tf.adjust_saturation, tf.adjust_hue)
+    amounts = rng.uniform(-strength, strength, 4) + (1, 1, 1, 0)
+    for i in rng.permutation(4):
+        image = changes[i](image, float(amounts[i]))
+    return image
+
+
+class SRDataset(Dataset):
+    """The exercise's pairs of a folder's photos: (low_resolution, high_resolution), (3, size / 2, size / 2) and
+    (3, size, size) float32 in [0, 1].
+
+    high_resolution is a random crop with brightness, contrast, saturation and hue changed by up to jitter (see
+    `color_jitter`), low_resolution the same at half the size (see `halve`). torch's global generator decides what is
+    random. The photos are the .jpg, .jpeg and .png files of the folder and its subfolders, in the order of their paths.
+
+    The sheet says no more than Resize, bilinear. That antialiases in the torchvision used here, and always did for
+    Pillow images; for tensors, before torchvision 0.17, it did not: antialias=False.
+
+    Raises ValueError for an odd size, an unknown downscaling or a folder without photos, and where a photo that is
+    asked for is smaller than size.
+    """
+
+    def __init__(self, folder, size=64, jitter=0.2, downscaling="bilinear", antialias=True):
+        if size < 2 or size % 2 or downscaling not in DOWNSCALING or not 0 <= jitter <= 0.5:
+            raise ValueError(
+                f"size must be even, jitter 0 to 0.5, downscaling one of {', '.join(DOWNSCALING)}, "
+                f"not {size}, {jitter}, {downscaling!r}"
+            )
+        self.size, self.jitter, self.downscaling, self.antialias = size, jitter, downscaling, antialias
+        files = glob.glob(os.path.join(glob.escape(os.fspath(folder)), "**", "*"), recursive=True)
+        self.image_files = sorted(file for file in files if file.lower().endswith(EXTENSIONS))
+        if not self.image_files:
+            raise ValueError(f"no photos in {folder} (looked for {', '.join(EXTENSIONS)})")
+
+    def __len__(self):
+        return len(self.image_files)
+
+    def __getitem__(self, index):
+        with Image.open(self.image_files[index]) as file:
+            photo = np.asarray(file.convert("RGB"))
+        if min(photo.shape[:2]) < self.size:
+            raise ValueError(f"{self.image_files[index]}: smaller than {self.size} pixels")
+        return self.pair(photo, np.random.default_rng(torch.randint(2**62, (1,)).item()), self.size)
+
+    def pair(self, photo, rng, size):
+        """A sample of a photo, (H, W, 3) uint8, at random."""
+        y, x = (int(rng.integers(length - size, endpoint=True)) for length in photo.shape[:2])
+        crop = np.ascontiguousarray(photo[y : y + size, x : x + size].transpose(2, 0, 1))  # (3, size, size)
+        high_resolution = torch.from_numpy(crop).float() / 255
+        if self.jitter:
+            high_resolution = color_jitter(high_resolution, rng, self.jitter)
+        return halve(high_resolution[None], self.downscaling, self.antialias)[0], high_resolution
+
+
+class CachedCrops(SRDataset):
+    """Training pairs from a cache of photos in colour, as uint8 tensors: crops that are also flipped and transposed.
+
+    An item is asked for with (epoch, i), of which, and of the seed, it is a function; epoch: so many crops, the photos
+    taking turns. A crop is cut out after it was made smaller, so at its edge too it is what the whole photo would be.
+
+    cache, indices: as CachedPixelationDataset has them; photos of size + 2 * MARGIN pixels a side, at least. distinct:
+    train on the first so many samples only, always the same.
+    """
+
+    MARGIN = 4  # pixels that the kernels of `halve` reach beyond a crop; even
+
+    def __init__(self, cache, indices, seed, crops, distinct=None, **options):
+        """options: size, jitter, downscaling, antialias of SRDataset."""
+        self.cache, self.indices, self.seed, self.crops, self.distinct = cache, indices, seed, crops, distinct
+        self.size, self.jitter, self.downscaling, self.antialias = (
+            options[name] for name in ("size", "jitter", "downscaling", "antialias")
+        )
+
+    def __len__(self):
+        return self.crops
+
+    @property
+    def names(self):
+        """The names of its photos, in order."""
+        return [self.cache.names[index] for index in self.indices]
+
+    def __getitem__(self, key):
+        epoch, i = key if self.distinct is None else (0, key[1] % self.distinct)
+        rng = np.random.default_rng((self.seed, epoch, i))
+        photo = self.cache[self.indices[(epoch * self.crops + i) % len(self.indices)]]  # (h, w, 1 or 3)
+        photo = np.broadcast_to(photo, (*photo.shape[:2], 3))
+        flipped = photo[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
+        turned = flipped.transpose(1, 0, 2) if rng.random() < 0.5 else flipped
+        pair = self.pair(turned, rng, self.size + 2 * self.MARGIN)
+        return tuple(
+            (image * 255).round().to(torch.uint8)[:, margin:-margin, margin:-margin]
+            for image, margin in zip(pair, (self.MARGIN // 2, self.MARGIN))
+        )
+
+
+class CachedPhotos(Dataset):
+    """Whole photos of a cache in colour, to measure on: (low_resolution, high_resolution), uint8.
+
+    They are (C, h, w) and (C, 2h, 2w); C is 1 where the file is grey, else 3. An odd side loses its last pixel.
+    """
+
+    def __init__(self, cache, indices, downscaling, antialias):
+        self.cache, self.indices, self.downscaling, self.antialias = cache, indices, downscaling, antialias
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, index):
+        photo = torch.from_numpy(np.array(self.cache[self.indices[index]])).permute(2, 0, 1)
+        high = photo[:, : photo.shape[1] // 2 * 2, : photo.shape[2] // 2 * 2]
+        low = halve(high[None].float() / 255, self.downscaling, self.antialias)[0]
+        return (low * 255).round().to(torch.uint8), high
 
 
 # ------------------------------------------------------------------------------------------------ training

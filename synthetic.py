@@ -290,3 +290,15 @@ def synthetic_image(seed, index, size=96):
     image = np.asarray(image.filter(lens).reduce(_SUPER), np.float32)
     image = image + rng.standard_normal((size, size), np.float32) * np.float32(rng.exponential(1.2))
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def synthetic_colour_image(seed, index, size=128):
+    """Image number index of that seed in colour, (size, size, 3) uint8: a synthetic_image with colours for levels.
+
+    The colour swings smoothly with the level, in each image in another way, so it changes where the image does.
+    """
+    rng = np.random.default_rng((seed, index, 3))
+    levels = np.arange(256.0)[:, None]
+    swings = rng.exponential(25) * np.sin(levels * rng.uniform(0.005, 0.05, 3) + rng.uniform(0, 2 * np.pi, 3))
+    swings -= swings @ np.array([[0.3], [0.59], [0.11]])  # the brightness stays
+    return np.clip(np.rint(levels + swings), 0, 255).astype(np.uint8)[synthetic_image(seed, index, size)]

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from architectures import DenoisingCNN, UNet
 from datasets import NOISE, NoisyImages
 from tasks.digits import DigitsConfig, DigitsTask
-from tasks.evaluation import Measurement, Model, plot_curves, save_figure
+from tasks.evaluation import Measurement, Model, mae_per_image, plot_curves, psnr_per_image, save_figure
 from utils import inherited, key
 
 BATCH = 500  # images measured at once
@@ -34,29 +34,13 @@ class DenoisingConfig(DigitsConfig):
     noise_level: float = key(1.0, "what the noise is multiplied with", above=0, maximum=100)
 
 
-# ------------------------------------------------------------------------------------------------ figures of merit
-
-
-def mae_per_image(predictions, images):
-    """The mean absolute error of each image, (N,), in the units of the images. Both (N, C, H, W)."""
-    return (predictions - images).abs().flatten(1).mean(1)
-
-
-def psnr_per_image(predictions, images):
-    """The peak signal-to-noise ratio of each image, (N,), in dB: 10 log10(1 / MSE), for images in [0, 1].
-
-    It ends at 100 dB, an MSE of 1e-10, so that the mean over images stays finite.
-    """
-    return -10 * ((predictions - images) ** 2).flatten(1).mean(1).clamp(min=1e-10).log10()
+# ------------------------------------------------------------------------------------------------ the task
 
 
 def median(images):
     """The median of each pixel's 3x3 surroundings; (N, 1, H, W), mirrored at the edges."""
     around = F.unfold(F.pad(images, (1, 1, 1, 1), "reflect"), 3)  # (N, 9, H * W)
     return around.median(1).values.view_as(images)
-
-
-# ------------------------------------------------------------------------------------------------ the task
 
 
 class Denoising(DigitsTask):

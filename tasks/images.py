@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 import synthetic
-from datasets import IMAGE_SIZE, to_8_bits, to_grayscale
+from datasets import EXTENSIONS, IMAGE_SIZE, to_8_bits, to_grayscale
 from processes import start_worker
 from utils import UserError, digest, locked, show
 
@@ -30,13 +30,12 @@ try:
 except ImportError:  # Windows, which deletes no file that is open
     fcntl = None
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
-
 # ------------------------------------------------------------------------------------------------ reading photos
 
 CACHE_VERSION = 2  # part of every cache's key: raise it when decoding or the file layout changes
 CACHE_SIDE = 128  # shortest side of a cached photo: as the course's photos, twice the challenge's images
 SYNTHETIC_SIDE = 96
+COLOUR_SIDE = 2048  # longest side of a photo cached in colour, of larger ones the middle; drawn ones have 128
 MAX_FILE_BYTES = 256 * 2**20  # a larger photo is left out: it is no photo, or a zip bomb
 CHUNK = 32  # photos a worker decodes in one go
 # What a file's own state makes reading fail with; all else (a disk, a share) may be over next time.
@@ -112,12 +111,13 @@ def _read_photo(images, name):
     return data
 
 
-def decode_photo(data):
-    """The two arrays that the cache keeps of a photo, both uint8 grayscale.
+def decode_photo(data, colour=False):
+    """The two arrays that the cache keeps of a photo, uint8: the photo, grayscale or in colour, and a thumbnail.
 
     data: bytes of a JPEG or PNG of any mode. Returns the photo, (h, w), its shortest side at most CACHE_SIDE, its
-    longest cropped to twice that; and its thumbnail in the challenge's own form, (64, 64): Resize(64, bilinear),
-    CenterCrop(64), grayscale (nearly so for JPEGs over 1000 pixels a side, which are decoded at a fraction of it).
+    longest cropped to twice that; or in colour (h, w, 1 or 3), only cropped, to COLOUR_SIDE; and its thumbnail in the
+    challenge's own form, (64, 64): Resize(64, bilinear), CenterCrop(64), grayscale (nearly so for JPEGs over 1000
+    pixels a side, which are decoded at a fraction of it, but for colour).
     Raises ValueError where a side is shorter than 64; Pillow raises where it cannot decode.
     """
     with warnings.catch_warnings():
@@ -125,11 +125,15 @@ def decode_photo(data):
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             if min(image.size) < IMAGE_SIZE:
                 raise ValueError(f"smaller than {IMAGE_SIZE} pixels")
-            image.draft(None, (4 * CACHE_SIDE, 4 * CACHE_SIDE))  # large JPEGs: decode at a fraction of their size
+            if not colour:
+                image.draft(None, (4 * CACHE_SIDE, 4 * CACHE_SIDE))  # large JPEGs: decode at a fraction of their size
             with contextlib.suppress(SyntaxError):  # from a broken EXIF block, which spoils no pixel
                 image = ImageOps.exif_transpose(image)
             image = _without_mode(image)
-    return _grayscale(_resize(image, CACHE_SIDE, 2 * CACHE_SIDE)), _grayscale(_resize(image, IMAGE_SIZE, IMAGE_SIZE))
+    thumbnail = _grayscale(_resize(image, IMAGE_SIZE, IMAGE_SIZE))
+    if colour:
+        return np.atleast_3d(_crop(image, COLOUR_SIDE)), thumbnail
+    return _grayscale(_resize(image, CACHE_SIDE, 2 * CACHE_SIDE)), thumbnail
 
 
 def _without_mode(image):
@@ -146,16 +150,19 @@ def _resize(image, side, longest):
     """Shortest side to `side` unless it is shorter already, longest cropped to `longest`, as torchvision does it."""
     shortest = min(image.size)
     width, height = (int(length * side / shortest) if shortest > side else length for length in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (int(round(max(0, length - longest) / 2)) for length in (width, height))
-    return image.crop((left, top, min(left + longest, width), min(top + longest, height)))
+    return _crop(image.resize((width, height), Image.Resampling.BILINEAR), longest)
+
+
+def _crop(image, longest):
+    left, top = (int(round(max(0, length - longest) / 2)) for length in image.size)
+    return image.crop((left, top, min(left + longest, image.width), min(top + longest, image.height)))
 
 
 def _grayscale(image):
     return to_grayscale(np.array(image))[0]
 
 
-def _decode_chunk(images, names):
+def _decode_chunk(images, names, colour=False):
     """[(photo, thumbnail), or the reason why the photo is left out] of one worker.
 
     Raises UserError where a photo may be readable another time: the cache would remember that it is not.
@@ -163,7 +170,7 @@ def _decode_chunk(images, names):
     results = []
     for name in names:
         try:
-            results.append(decode_photo(_read_photo(images, name)))
+            results.append(decode_photo(_read_photo(images, name), colour))
         except MemoryError:
             raise
         except Exception as error:  # whatever a broken file makes a decoder raise, it costs this one photo
@@ -178,10 +185,11 @@ def _lasts(error, path):
     return error.errno in LASTING or (error.errno == errno.ENOENT and os.path.islink(path))  # a link to nowhere
 
 
-def _draw_chunk(seed, indices):
+def _draw_chunk(seed, indices, colour=False):
     """[(image, thumbnail)] of the synthetic source, as _decode_chunk gives them for photos."""
-    images = [synthetic.synthetic_image(seed, index, SYNTHETIC_SIDE) for index in indices]
-    return [(image, np.asarray(_resize(Image.fromarray(image), IMAGE_SIZE, IMAGE_SIZE))) for image in images]
+    draw, side = (synthetic.synthetic_colour_image, 128) if colour else (synthetic.synthetic_image, SYNTHETIC_SIDE)
+    images = [draw(seed, index, side) for index in indices]
+    return [(image, _grayscale(_resize(Image.fromarray(image), IMAGE_SIZE, IMAGE_SIZE))) for image in images]
 
 
 # ------------------------------------------------------------------------------------------------ the cache
@@ -192,8 +200,8 @@ class DamagedCache(Exception):
 
 
 class ImageCache:
-    """Decoded photos on disk, mapped into memory: `cache[i]` is photo i, (h, w) uint8, `cache.thumbnails[i]` the
-    same in the challenge's form, (64, 64) uint8.
+    """Decoded photos on disk, mapped into memory: `cache[i]` is photo i, (h, w) or (h, w, 1 or 3) uint8,
+    `cache.thumbnails[i]` the same in the challenge's form, (64, 64) uint8.
 
     names: the photos' names, in order. left_out: (name, reason) of those that could not be used.
     """
@@ -207,7 +215,7 @@ class ImageCache:
                 fcntl.flock(self.index, fcntl.LOCK_SH | fcntl.LOCK_NB)
             index = json.load(self.index)
             self.names, self.left_out = index["names"], [(name, reason) for name, reason in index["left_out"]]
-            self.shapes = np.array(index["shapes"], dtype=np.int64).reshape(len(self.names), 2)
+            self.shapes = np.array(index["shapes"], dtype=np.int64).reshape(len(self.names), -1)
             self.ends = self.shapes.prod(axis=1).cumsum()
             self.pixels, self.thumbnails = (
                 np.memmap(os.path.join(path, name), dtype=np.uint8, mode="r")
@@ -228,17 +236,17 @@ class ImageCache:
         return len(self.names)
 
     def __getitem__(self, index):
-        height, width = self.shapes[index]
-        end = self.ends[index]
-        return self.pixels[end - height * width : end].reshape(height, width)
+        shape, end = self.shapes[index], self.ends[index]
+        return self.pixels[end - shape.prod() : end].reshape(shape)
 
 
-def open_cache(images, cache_dir, seed, synthetic_images):
+def open_cache(images, cache_dir, seed, synthetic_images, colour=False):
     """The ImageCache of an image source, made first where there is none that fits.
 
     images: a folder, a .zip or "synthetic"; cache_dir: where caches lie; seed and synthetic_images: of the synthetic
-    source alone. A cache fits while the source's files (names, sizes, times or checksums) and the settings are the
-    same; of each source one cache is kept. One whose files are damaged is made again.
+    source alone; colour: photos in colour and of full size. A cache fits while the source's files (names, sizes, times
+    or checksums) and the settings are the same; of each source one cache is kept, and one in colour. One whose files
+    are damaged is made again.
     """
     if images == "synthetic":
         source, photos = "synthetic", []
@@ -247,15 +255,18 @@ def open_cache(images, cache_dir, seed, synthetic_images):
     else:
         source, photos = os.path.abspath(images), list_photos(images)
         settings = [CACHE_SIDE, photos]
-    stem = os.path.splitext(os.path.basename(source))[0] + "-" + digest(source)
+    settings += [COLOUR_SIDE] * colour
+    stem = os.path.splitext(os.path.basename(source))[0] + "-" + digest([source, "colour"] if colour else source)
     path = os.path.join(cache_dir, f"{stem}-{digest([CACHE_VERSION, IMAGE_SIZE, settings])}")
     if images == "synthetic":
         chunks = [range(i, min(i + CHUNK, synthetic_images)) for i in range(0, synthetic_images, CHUNK)]
         names, job, first = [f"synthetic {i}" for i in range(synthetic_images)], _draw_chunk, seed
     else:
         names = [name for name, _ in photos]
-        chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
+        size = CHUNK // 8 if colour else CHUNK  # photos of full size take memory
+        chunks = [names[i : i + size] for i in range(0, len(names), size)]
         job, first = _decode_chunk, images
+    job = functools.partial(job, colour=colour)
     build = functools.partial(_build_cache, names=names, chunks=chunks, job=job, first=first)
     try:
         cache = ImageCache(path)
@@ -342,7 +353,7 @@ def _abandoned(building):
 
 def _build_cache(path, names, chunks, job, first):
     """Write a cache's files into the folder path: job(first, chunk) for all chunks, in parallel."""
-    index, verb = {"names": [], "left_out": [], "shapes": []}, "drawing" if job is _draw_chunk else "decoding"
+    index, verb = {"names": [], "left_out": [], "shapes": []}, "drawing" if job.func is _draw_chunk else "decoding"
     progress = tqdm(total=len(names), desc=verb, unit=" images", smoothing=0)
     workers = min(os.cpu_count() or 1, 8, len(chunks))
     with (
@@ -407,9 +418,9 @@ def split_by_folder(names, fraction):
     return tuple(np.array(sorted(part), dtype=np.int64) for part in parts)
 
 
-def image_source(config):
+def image_source(config, colour=False):
     """(cache, indices of the training images, indices of the images held out) of config.images."""
-    cache = open_cache(config.images, config.cache_dir, config.seed, config.synthetic_images)
+    cache = open_cache(config.images, config.cache_dir, config.seed, config.synthetic_images, colour)
     train_indices, validation_indices = split_by_folder(cache.names, config.validation_fraction)
     if not len(train_indices) or not len(validation_indices):
         raise UserError(
@@ -430,7 +441,7 @@ def held_out_digests(cache, train_indices, validation_indices):
     return torch.from_numpy(np.setdiff1d(held_out, thumbnail_digests(cache, np.unique(train_indices))))
 
 
-def images_with_truth(config, given, models):
+def images_with_truth(config, given, models, colour=False):
     """(cache, indices, what they are in words): images of config.images to measure these models on.
 
     models: evaluation.Models, those without config not trained. The images are those that all models trained on any of
@@ -441,7 +452,7 @@ def images_with_truth(config, given, models):
     for name in {"seed", "synthetic_images"} - given:
         if like:
             setattr(config, name, getattr(like[0], name))
-    cache = open_cache(config.images, config.cache_dir, config.seed, config.synthetic_images)
+    cache = open_cache(config.images, config.cache_dir, config.seed, config.synthetic_images, colour)
     source = "drawn images" if config.images == "synthetic" else f"images of {show(config.images)}"
     chosen = np.ones(len(cache), dtype=bool)
     if not models and config.images == "synthetic":

@@ -180,7 +180,8 @@ def _resize(channel, sides, box):
     ).clip(0, 255)
 
 
-def _save(pixels, alpha, profile, path):
+def save_photo(pixels, alpha, profile, path):
+    """What `read_photo` returned, or what became of it, as a PNG with the program's sign."""
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha))
@@ -208,9 +209,9 @@ def depixelate(task, given, paths):
             raise UserError(f"{path}: no pixelated rectangle was found; give it with --area X Y WIDTH HEIGHT")
         result = restore_area(model.predict, pixels, area, device, precision)
         base = os.path.splitext(path)[0]
-        _save(result, alpha, profile, f"{base}_depixelated.png")
+        save_photo(result, alpha, profile, f"{base}_depixelated.png")
         gap = np.full((len(pixels), max(2, pixels.shape[1] // 50), pixels.shape[2]), 255, dtype=np.uint8)
-        _save(np.concatenate([pixels, gap, result], axis=1), None, profile, f"{base}_before_after.png")
+        save_photo(np.concatenate([pixels, gap, result], axis=1), None, profile, f"{base}_before_after.png")
         print(
             f"{show(path)}: restored {area[2]} x {area[3]} pixels at {area[0]}, {area[1]}: "
             f"{show(base)}_depixelated.png, {show(base)}_before_after.png"
@@ -235,7 +236,7 @@ def pixelate(task, given, paths):
         result = pixels.copy()
         result[y : y + height, x : x + width] = np.floor(block_means(result[y : y + height, x : x + width], size))
         written = f"{os.path.splitext(path)[0]}_pixelated.png"
-        _save(result, alpha, profile, written)
+        save_photo(result, alpha, profile, written)
         print(f"{show(path)}: pixelated {width} x {height} pixels at {x}, {y}, blocks of {size}: {show(written)}")
         if find_area(result) != (x, y, width, height):
             print(f"To restore it, say where it is: --depixelate FILE --area {x} {y} {width} {height}")

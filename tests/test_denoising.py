@@ -16,7 +16,8 @@ import main as entry
 from architectures import DenoisingCNN, UNet
 from datasets import NoisyFashionMNIST, NoisyImages
 from tasks import digits
-from tasks.denoising import Denoising, DenoisingConfig, mae_per_image, median, psnr_per_image
+from tasks.denoising import Denoising, DenoisingConfig, median
+from tasks.evaluation import mae_per_image, psnr_per_image
 from utils import UserError
 
 TINY = ["--task", "denoising", "--network", "DenoisingCNN", "--synthetic_images", "120", "--batch_size", "16"]

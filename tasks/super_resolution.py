@@ -1,0 +1,274 @@
+"""Super-resolution: the exercise on photos. A photo was made half as large; predict it as it was."""
+
+import itertools
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from architectures import BasicSRModel, Interpolation, ResidualSRModel, SubPixelResNet
+from datasets import DOWNSCALING, CachedCrops, CachedPhotos
+from tasks import Action, Task
+from tasks.evaluation import (
+    Measurement,
+    Model,
+    load_models,
+    mae_per_image,
+    plot_curves,
+    psnr_per_image,
+    save_figure,
+    ssim_per_image,
+)
+from tasks.images import held_out_digests, image_source, images_with_truth
+from tasks.own_photos import check_written, read_photo, save_photo
+from utils import ROOT, Config, UserError, inherited, key, show
+
+TILE = 320  # pixels a side of the part of a small photo that is enlarged at once
+BORDER = 2  # pixels along the edges of the enlarged photo that papers leave out
+SHOWN = 64  # pixels a side of what the sheet of samples shows of a photo; no cached photo is smaller
+NETWORKS = {network.__name__: network for network in (SubPixelResNet, BasicSRModel, ResidualSRModel)}
+
+
+def _even(value):
+    return "even" if value % 2 else None
+
+
+@dataclass
+class SuperResolutionConfig(Config):
+    """The keys of super-resolution."""
+
+    task: str = inherited("task", "super_resolution")
+    name: str = inherited("name", "super_resolution")
+    network: str = key("SubPixelResNet", "the architecture", choices=tuple(NETWORKS))
+    loss: str = key("l1", "l1, as in the exercise, or mse; of the colours in [0, 1]", choices=("l1", "mse"))
+    downscaling: str = key("bicubic", "how photos are made half as large", choices=DOWNSCALING)
+    antialias: bool = key(True, "whether that looks at all pixels, as Pillow and MATLAB do; of no effect for nearest")
+    crop_size: int = key(96, "side of the random crops, in pixels", minimum=16, maximum=1024, check=_even)
+    jitter: float = key(
+        0.0, "how far brightness, contrast, saturation and hue are changed; the sheet has 0.2", minimum=0, maximum=0.5
+    )
+    crops: int = key(6400, "crops in an epoch, the photos taking turns", minimum=1, maximum=10**9)
+    batch_size: int = inherited("batch_size", 16)
+    learning_rate: float = inherited("learning_rate", 1e-3)
+    synthetic_images: int = inherited("synthetic_images", 2000)
+    views: int = key(
+        1,
+        "predictions to average, of the photo flipped and transposed; 8 is best, and takes 8 times as long "
+        "(SubPixelResNet)",
+        minimum=1,
+        maximum=8,
+        command=True,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ whole photos
+
+
+@torch.inference_mode()
+def enlarge_photo(network, pixels, device, precision):
+    """A photo, (C, h, w) uint8 with C 1 or 3, at twice the size: (C, 2h, 2w) uint8.
+
+    The network sees it in tiles, each with all around it on which the tile depends: so the result is that of the whole
+    photo, and memory is needed for a tile alone.
+    """
+    reach = network.reach
+    channels, height, width = pixels.shape
+    result = torch.empty(channels, 2 * height, 2 * width, dtype=torch.uint8)
+    corners = list(itertools.product(range(0, height, TILE), range(0, width, TILE)))
+    for top, left in tqdm(corners, desc="enlarging", unit=" tiles", leave=False, disable=len(corners) < 10):
+        bottom, right = min(top + TILE, height), min(left + TILE, width)
+        y, x = max(0, top - reach), max(0, left - reach)
+        tile = pixels[:, y : bottom + reach, x : right + reach].to(device).float() / 255
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            output = network(tile.expand(3, -1, -1)[None]).float()[0]  # (3, 2h, 2w)
+        output = output[:, 2 * (top - y) : 2 * (bottom - y), 2 * (left - x) : 2 * (right - x)]
+        output = output if channels == 3 else output.mean(0, keepdim=True)
+        result[:, 2 * top : 2 * bottom, 2 * left : 2 * right] = (output * 255).clamp(0, 255).round()
+    return result
+
+
+def luminance(photo):
+    """Y of YCbCr as MATLAB's rgb2ycbcr has it, (1, H, W) float64 in [16/255, 235/255]; of a grey photo its values.
+
+    photo: (C, H, W) uint8 with C 1 or 3.
+    """
+    weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64)
+    photo = photo.double() / 255
+    return (torch.einsum("c,chw->hw", weights, photo)[None] + 16) / 255 if len(photo) == 3 else photo
+
+
+def figures_of(prediction, photo):
+    """{score: value} of an enlarged photo, both (C, H, W) uint8."""
+    cropped = (slice(None), slice(BORDER, -BORDER), slice(BORDER, -BORDER))
+    figures = {}
+    for name, (a, b) in {"y": map(luminance, (prediction, photo)), "rgb": (prediction / 255.0, photo / 255.0)}.items():
+        a, b = a[cropped][None].double(), b[cropped][None].double()
+        figures[f"psnr_{name}"], figures[f"ssim_{name}"] = psnr_per_image(a, b).item(), ssim_per_image(a, b).item()
+    return figures | {"l1": mae_per_image(prediction[None] / 255.0, photo[None] / 255.0).item()}
+
+
+def predict_photos(task, given, paths):
+    """--predict: write each photo at twice its size beside it, as PHOTO_x2.png."""
+    check_written(paths, "_x2.png")
+    (model,), device, precision = load_models(task, given, [])
+    for path in paths:
+        pixels, alpha, profile = read_photo(path)
+        started = time.monotonic()
+        planes = torch.tensor(pixels).permute(2, 0, 1)
+        result = enlarge_photo(model.predict, planes, device, precision).permute(1, 2, 0).numpy()
+        if alpha is not None:
+            alpha = np.asarray(Image.fromarray(alpha).resize(result.shape[1::-1], Image.Resampling.BICUBIC))
+        written = f"{os.path.splitext(path)[0]}_x2.png"
+        save_photo(result, alpha, profile, written)
+        seconds = time.monotonic() - started
+        print(f"{show(path)}: {result.shape[1]} x {result.shape[0]} pixels in {seconds:.1f} s: {show(written)}")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ the task
+
+
+class SuperResolution(Task):
+    """Predict the photo at twice the size. A batch: small and large crops, (N, 3, S/2, S/2) and (N, 3, S, S) uint8."""
+
+    Config = SuperResolutionConfig
+    summary = "enlarge photos to twice their size"
+    networks = NETWORKS
+    scores = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "l1")
+    higher_is_better = True
+    shipped = os.path.join(ROOT, "models", "SR.pt")
+    actions = {"predict": Action("+", "PHOTO", "enlarge photos to twice their size, beside them", predict_photos)}
+
+    def example_input(self):
+        return torch.zeros(1, 3, 32, 32)
+
+    def prepare(self):
+        config = self.config
+        cache, train_indices, validation_indices = image_source(config, colour=True)
+        self.held_out = held_out_digests(cache, train_indices, validation_indices)
+        smallest = config.crop_size + 2 * CachedCrops.MARGIN
+        large = [i for i in train_indices if min(cache.shapes[i][:2]) >= smallest]
+        if not large:
+            raise UserError(
+                f"crop_size: no photo of {show(config.images)} has the {smallest} pixels a side that crops of "
+                f"{config.crop_size} need; name a smaller size"
+            )
+        self.training_set = CachedCrops(
+            cache,
+            large,
+            config.seed,
+            config.crops,
+            config.max_images,
+            size=config.crop_size,
+            jitter=config.jitter,
+            downscaling=config.downscaling,
+            antialias=config.antialias,
+        )
+        self.validation_set = CachedPhotos(cache, validation_indices, config.downscaling, config.antialias)
+
+    def count_images(self):
+        return len(self.training_set.indices)
+
+    def loss(self, part, parts, batch):
+        small, large = (crops.float() / 255 for crops in batch)
+        loss = (F.l1_loss if self.config.loss == "l1" else F.mse_loss)(parts[part](small).float(), large)
+        return {"train_loss": loss}, loss.new_tensor(len(large), dtype=torch.float64)
+
+    # ---------------------------------------------------------------------------------------------- measuring
+
+    def predictor(self, network, made):
+        if hasattr(network, "SYMMETRIES"):
+            network.symmetries = range(self.config.views)
+        return network
+
+    def baselines(self):
+        return {kind: Interpolation(kind) for kind in ("nearest", "bilinear", "bicubic")}
+
+    def measure(self, predictors, dataset, device, precision):
+        rows, seconds, sample = [], np.zeros(len(predictors)), []
+        for position in tqdm(range(len(dataset)), desc="validation", unit=" photos", leave=False):
+            small, large = dataset[position]
+            row = []
+            for i, network in enumerate(predictors):
+                seconds[i] -= time.perf_counter()
+                prediction = enlarge_photo(network, small, device, precision)
+                seconds[i] += time.perf_counter()
+                row.append(figures_of(prediction, large))
+                if i == 0 and len(sample) < 6:
+                    sample.append(middle(small, prediction, large))
+            rows.append(row)
+        figures = {name: np.array([[cell[name] for cell in row] for row in rows]).T for name in self.scores}
+        return Measurement(figures, seconds, [torch.stack(crops) for crops in zip(*sample)])
+
+    def reference(self, row):
+        return f"SSIM {row['ssim_y']:.4f}, in RGB {row['psnr_rgb']:.3f} dB"
+
+    def evaluation_set(self, given, models):
+        made = next((model.config for model in models if model.config), None)
+        for name in {"downscaling", "antialias"} - given if made else ():  # as the first model knows it
+            setattr(self.config, name, getattr(made, name))
+        config = self.config
+        cache, indices, source = images_with_truth(config, given, models, colour=True)
+        smooth = "" if config.antialias or config.downscaling == "nearest" else " without antialiasing"
+        return CachedPhotos(cache, indices, config.downscaling, config.antialias), (
+            f"{source}; made half as large, {config.downscaling}{smooth}, rounded to uint8, and enlarged again. Per "
+            f"photo, {BORDER} pixels at each edge left out: PSNR in dB, SSIM (11x11, Gaussian), on Y as MATLAB has it, "
+            f"and in RGB. L1 of colours in [0, 1], edges included"
+        )
+
+    def compared(self, models, device):
+        names = [model.name for model in models]
+        return models + [Model(name, network) for name, network in self.baselines().items() if name not in names]
+
+    # ---------------------------------------------------------------------------------------------- drawing
+
+    def plot_log(self, rows, path):
+        epochs = [row["epoch"] for row in rows]
+        panels = [
+            (label, {label: (epochs, [row[name] for row in rows])}, options)
+            for name, label, options in (
+                ("train_loss", f"training loss, {self.config.loss.upper()}", {"yscale": "log"}),
+                ("l1", "validation L1", {}),
+                ("psnr_y", "validation PSNR on Y in dB", {}),
+            )
+        ]
+        plot_curves(panels, path)
+
+    def plot_samples(self, sample, path):
+        """A sheet, a row a photo: its middle as it was made small, by bicubic interpolation, restored, and the truth.
+
+        sample: (N, 3, S / 2, S / 2), (N, 3, S, S), (N, 3, S, S) uint8: small, restored, truth.
+        """
+        small, restored, truth = sample
+        bicubic = (Interpolation()(small / 255.0).clamp(0, 1) * 255).round().to(torch.uint8)
+        columns = (("half the size", small), ("bicubic", bicubic), ("restored", restored), ("truth", truth))
+        figure = Figure(figsize=(2.6 * len(columns), 2.7 * len(truth) + 0.3), layout="constrained")
+        for i, row in enumerate(figure.subplots(len(truth), len(columns), squeeze=False)):
+            for axes, (title, photos) in zip(row, columns):
+                axes.imshow(photos[i].permute(1, 2, 0).numpy(), interpolation="nearest")
+                axes.set(xticks=[], yticks=[], title=title if i == 0 else "")
+                axes.title.set_fontsize(9)
+            for axes, photos in zip(row[1:], (bicubic, restored)):
+                axes.set_xlabel(f"PSNR on Y {figures_of(photos[i], truth[i])['psnr_y']:.2f} dB", fontsize=8)
+        save_figure(figure, path)
+
+    def pictures(self, sample):
+        return {"restored, truth": torch.cat(sample[1:], 3)}
+
+
+def middle(small, prediction, large):
+    """The middle of a photo in three versions, in colour: (3, S / 2, S / 2), (3, S, S), (3, S, S)."""
+    top, left = (length // 4 * 2 - SHOWN // 2 // 2 * 2 for length in large.shape[1:])
+    half = small[:, top // 2 : (top + SHOWN) // 2, left // 2 : (left + SHOWN) // 2]
+    return [half.expand(3, -1, -1)] + [
+        photo[:, top : top + SHOWN, left : left + SHOWN].expand(3, -1, -1) for photo in (prediction, large)
+    ]
+
+
+TASK = SuperResolution

@@ -1,0 +1,344 @@
+"""Super-resolution: data, networks, figures of merit, tiles, photos of one's own, and a training from end to end."""
+
+import csv
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_photo
+from PIL import Image, ImageCms
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision.transforms import functional as tf
+
+import main as entry
+from architectures import BasicSRModel, Interpolation, ResidualSRModel, SubPixelResNet
+from datasets import DOWNSCALING, CachedCrops, CachedPhotos, SRDataset, halve
+from tasks import super_resolution
+from tasks.evaluation import psnr_per_image, ssim_per_image
+from tasks.super_resolution import enlarge_photo, figures_of, luminance
+
+CPU = torch.device("cpu")
+TINY = ["--task", "super_resolution", "--network_options", '{"channels": 8, "blocks": 1}', "--synthetic_images", "24"]
+TINY += ["--device", "cpu", "--precision", "float32", "--batch_size", "8", "--crops", "40", "--crop_size", "32"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Calls main() with the options of a tiny run whose files lie in tmp_path."""
+    return lambda *options: entry.main(
+        [*TINY, "--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache"), *map(str, options)]
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of four photos in colour, and a grey one."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(4):
+        save_photo(folder / f"{i}.png", i, (101, 90))
+    Image.open(folder / "0.png").convert("L").save(folder / "grey.png")
+    return folder
+
+
+def loose(network, seed=0):
+    """Weights at which the network does something: it starts as bicubic interpolation."""
+    torch.manual_seed(seed)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return network.eval()
+
+
+class Photos(list):
+    """Photos as a cache has them."""
+
+    def __init__(self, *photos):
+        super().__init__(photos)
+        self.names = [str(i) for i in range(len(photos))]
+
+
+def photo(seed, height, width, channels=3):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+# ------------------------------------------------------------------------------------------------ networks
+
+
+def test_networks():
+    images = torch.rand(2, 3, 10, 14)
+    for network in (BasicSRModel(), ResidualSRModel()):
+        assert sum(p.numel() for p in network.parameters()) == 372_803 and network(images).shape == (2, 3, 20, 28)
+    basic, residual = loose(BasicSRModel()), loose(ResidualSRModel())
+    upsampled = F.interpolate(images, scale_factor=2, mode="bilinear")
+    assert torch.allclose(residual(images), upsampled + basic(images), atol=1e-5)
+    ours = SubPixelResNet()
+    assert torch.equal(ours(images), Interpolation()(images))
+    assert 2 * sum(p.numel() for p in ours.parameters()) < 5e6  # stored in half precision
+
+
+def test_interpolation_is_that_of_pillow():
+    image = torch.rand(1, 1, 12, 17)
+    for kind, filter in (("nearest", 0), ("bilinear", 2), ("bicubic", 3)):
+        wanted = np.asarray(Image.fromarray(image[0, 0].numpy()).resize((34, 24), filter))
+        assert np.allclose(Interpolation(kind)(image)[0, 0], wanted, atol=1e-5)
+
+
+def test_symmetries_and_consistency():
+    network, images = loose(SubPixelResNet(8, 2)), torch.rand(1, 3, 9, 12)
+    network.symmetries = range(8)
+    output = network(images)
+    assert torch.allclose(network(images.flip(3)), output.flip(3), atol=1e-5)
+    assert torch.allclose(network(images.mT), output.mT, atol=1e-5)
+    network.symmetries = (0,)
+    assert not torch.allclose(network(images.flip(3)), network(images).flip(3), atol=1e-3)
+    network.consistent = True
+    assert torch.allclose(F.avg_pool2d(network(images), 2), images, atol=1e-6)
+
+
+def test_what_a_pixel_depends_on():
+    for network in (loose(SubPixelResNet(4, 2)), loose(BasicSRModel(4, 3)), Interpolation("bicubic")):
+        images = torch.rand(1, 3, 61, 61, requires_grad=True)
+        network(images)[0, :, 60:62, 60:62].sum().backward()
+        reached = images.grad[0].abs().sum(0).nonzero() - 30
+        assert reached.abs().max() <= network.reach
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def test_halving():
+    images = torch.rand(2, 3, 16, 22)
+    assert torch.allclose(halve(images, "bilinear", False), F.avg_pool2d(images, 2), atol=1e-6)
+    assert torch.equal(halve(images, "nearest"), images[:, :, ::2, ::2])
+    for kind in ("bilinear", "bicubic"):
+        for antialias in (True, False):
+            wanted = tf.resize(images, [8, 11], tf.InterpolationMode(kind), antialias=antialias)
+            assert torch.allclose(halve(images, kind, antialias), wanted.clamp(0, 1), atol=1e-6)
+        pillow = np.asarray(Image.fromarray(images[0, 0].numpy()).resize((11, 8), Image.Resampling[kind.upper()]))
+        assert np.allclose(halve(images, kind)[0, 0], pillow.clip(0, 1), atol=1e-5)
+
+
+def test_the_sheets_dataset(folder):
+    dataset = SRDataset(folder)
+    assert len(dataset) == 5 and [os.path.basename(file) for file in dataset.image_files][0] == "0.png"
+    torch.manual_seed(0)
+    low, high = dataset[1]
+    assert (low.shape, high.shape) == ((3, 32, 32), (3, 64, 64)) and low.dtype == high.dtype == torch.float32
+    assert 0 <= high.min() and high.max() <= 1
+    assert torch.allclose(low, tf.resize(high[None], [32, 32], antialias=True)[0], atol=1e-6)
+    assert not torch.equal(dataset[1][1], high)
+    torch.manual_seed(0)
+    assert torch.equal(dataset[1][1], high)
+    batch = next(iter(DataLoader(dataset, 5, shuffle=True)))
+    assert [tensor.shape for tensor in batch] == [(5, 3, 32, 32), (5, 3, 64, 64)]
+    plain = SRDataset(folder, 90, 0, "bilinear", False)  # the height of the photos
+    low, high = plain[2]
+    columns = torch.tensor(np.asarray(Image.open(folder / "2.png"))).permute(2, 0, 1) / 255
+    assert any(torch.equal(high, columns[:, :, left : left + 90]) for left in range(12))
+    assert torch.allclose(low, F.avg_pool2d(high[None], 2)[0], atol=1e-6)
+
+
+def test_mistakes_with_the_sheets_dataset(folder, tmp_path):
+    for options in ({"size": 63}, {"downscaling": "cubic"}, {"jitter": -1}):
+        with pytest.raises(ValueError, match="must be"):
+            SRDataset(folder, **options)
+    with pytest.raises(ValueError, match="no photos in"):
+        SRDataset(tmp_path)
+    with pytest.raises(ValueError, match="smaller than 92 pixels"):
+        SRDataset(folder, 92)[0]
+
+
+@pytest.mark.parametrize("downscaling", DOWNSCALING)
+def test_crops_are_cut_from_the_small_photo(downscaling):
+    """Also at their edges they are what the whole photo, made half as large, has there."""
+    original = photo(0, 40, 60)
+    options = {"size": 16, "jitter": 0.0, "downscaling": downscaling, "antialias": True}
+    crops = CachedCrops(Photos(original, photo(1, 40, 40, 1)), [0, 1], 3, 10, **options)
+    assert len(crops) == 10 and crops.names == ["0", "1"]
+    low, high = crops[0, 4]
+    assert (low.shape, high.shape, low.dtype, high.dtype) == ((3, 8, 8), (3, 16, 16), torch.uint8, torch.uint8)
+    assert torch.equal(crops[0, 4][1], high) and not torch.equal(crops[1, 4][1], high)
+    assert all((image == image[:1]).all() for image in crops[0, 1])  # the grey one
+    found = 0
+    for turned in (original, original.transpose(1, 0, 2)):
+        for y, x in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+            whole = torch.tensor(np.ascontiguousarray(turned[::y, ::x])).permute(2, 0, 1)
+            for top in range(whole.shape[1] - 15):
+                for left in range(whole.shape[2] - 15):
+                    if torch.equal(whole[:, top : top + 16, left : left + 16], high):
+                        start = whole[None, :, top % 2 :, left % 2 :]
+                        even = start[:, :, : start.shape[2] // 2 * 2, : start.shape[3] // 2 * 2]
+                        small = (halve(even.float() / 255, downscaling) * 255).round()[0]
+                        small = small[:, top // 2 : top // 2 + 8, left // 2 : left // 2 + 8]
+                        assert (small - low).abs().max() <= 1
+                        found += 1
+    assert found == 1
+
+
+def test_colours_change_with_jitter_only():
+    options = {"size": 16, "downscaling": "bicubic", "antialias": True}
+    plain, changed = (CachedCrops(Photos(photo(0, 24, 24)), [0], 0, 4, jitter=j, **options)[0, 0] for j in (0.0, 0.2))
+    assert (plain[1].int() - changed[1].int()).abs().float().mean() > 3
+    few = CachedCrops(Photos(photo(0, 60, 60)), [0], 0, 4, 2, jitter=0.2, **options)
+    assert torch.equal(few[0, 1][1], few[5, 3][1]) and not torch.equal(few[0, 0][1], few[0, 1][1])
+
+
+def test_whole_photos(folder):
+    grey = CachedPhotos(Photos(photo(0, 13, 20), photo(1, 12, 20, 1)), [0, 1], "bicubic", True)
+    assert [tensor.shape for tensor in grey[0]] == [(3, 6, 10), (3, 12, 20)]
+    assert [tensor.shape for tensor in grey[1]] == [(1, 6, 10), (1, 12, 20)]
+
+
+# ------------------------------------------------------------------------------------------------ figures of merit
+
+
+def test_psnr_and_ssim_are_those_of_papers():
+    y, x = torch.meshgrid(torch.arange(40.0), torch.arange(50.0), indexing="ij")
+    planes = torch.stack([0.5 + 0.4 * torch.sin(x / (3 + i) + y / (5 + 2 * i)) for i in range(3)])
+    images = torch.stack([planes, planes**2]).double()
+    changed = images + 0.1 * torch.cos(x * y / 7).double()
+    # pytorch-msssim 1.0.0: ssim(images, changed, data_range=1.0, size_average=False)
+    assert ssim_per_image(changed, images).tolist() == pytest.approx([0.7912819940, 0.7500530304], abs=1e-6)
+    grey = ssim_per_image(changed[:, :1], images[:, :1])
+    assert grey.tolist() == pytest.approx([0.8730062295, 0.8461486720], abs=1e-6)
+    assert ssim_per_image(images, images).tolist() == pytest.approx([1, 1])
+    wanted = -10 * ((changed - images) ** 2).mean((1, 2, 3)).log10()
+    assert torch.allclose(psnr_per_image(changed, images), wanted)
+
+
+def test_luminance_is_matlabs():
+    colours = torch.tensor([[255, 0, 0], [255, 255, 255], [0, 0, 0]], dtype=torch.uint8).T[:, :, None]
+    assert (luminance(colours) * 255).flatten().tolist() == pytest.approx([81.481, 235, 16])
+    assert luminance(torch.tensor([[[255, 51]]], dtype=torch.uint8)).flatten().tolist() == [1.0, 0.2]
+
+
+def test_figures_leave_the_border_out():
+    truth = torch.from_numpy(photo(0, 30, 34)).permute(2, 0, 1)
+    spoilt = truth.clone()
+    spoilt[:, :2], spoilt[:, :, -2:] = 0, 0
+    figures = figures_of(spoilt, truth)
+    assert figures["psnr_y"] == figures["psnr_rgb"] == 100 and figures["ssim_y"] == pytest.approx(1)
+    assert figures["l1"] == pytest.approx(((spoilt.float() - truth.float()).abs().mean() / 255).item())
+    spoilt[:, 2] = 0
+    assert figures_of(spoilt, truth)["psnr_y"] < 30
+
+
+# ------------------------------------------------------------------------------------------------ whole photos
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiles_agree_with_the_whole(monkeypatch, channels):
+    """Up to a level where a value lies between two."""
+    pixels = torch.from_numpy(photo(0, 75, 100, channels)).permute(2, 0, 1)
+    for network in (loose(SubPixelResNet(6, 2)), loose(BasicSRModel(6, 4)), Interpolation("bilinear")):
+        if isinstance(network, SubPixelResNet):
+            network.symmetries = range(8)
+        whole = enlarge_photo(network, pixels, CPU, torch.float32)
+        assert whole.shape == (channels, 150, 200)
+        with monkeypatch.context() as patch:
+            patch.setattr(super_resolution, "TILE", 24)
+            tiled = enlarge_photo(network, pixels, CPU, torch.float32)
+        differences = (whole.int() - tiled.int()).abs()
+        assert differences.max() <= 1 and (differences > 0).float().mean() < 1e-3
+    assert len(whole.unique()) > 50
+
+
+def test_own_photos(run, tmp_path, capsys):
+    """Odd sizes, grey and transparent photos, a colour profile, a single pixel."""
+    assert run("--epochs", "1", "--name", "mine") == 0
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(photo(0, 33, 47)).save(tmp_path / "colour.png", icc_profile=profile)
+    Image.fromarray(photo(1, 20, 21, 1)[:, :, 0]).save(tmp_path / "grey.jpg")
+    Image.fromarray(photo(2, 15, 16, 4)).save(tmp_path / "alpha.png")
+    Image.fromarray(photo(3, 1, 1)).save(tmp_path / "pixel.png")
+    paths = [tmp_path / name for name in ("colour.png", "grey.jpg", "alpha.png", "pixel.png")]
+    for views in (1, 8):
+        assert run("--predict", *paths, "--name", "mine", "--views", views) == 0
+    assert "94 x 66 pixels" in capsys.readouterr().out
+    colour, grey, alpha, pixel = (Image.open(tmp_path / f"{path.stem}_x2.png") for path in paths)
+    assert (colour.size, colour.mode, colour.info["icc_profile"]) == ((94, 66), "RGB", profile)
+    assert (grey.size, grey.mode, alpha.size, alpha.mode) == ((42, 40), "L", (32, 30), "RGBA")
+    assert pixel.size == (2, 2)
+    given = Image.open(tmp_path / "colour.png")
+    bicubic = given.resize((94, 66), Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(colour).astype(int) - np.asarray(bicubic)).mean() < 8
+
+
+def test_nothing_of_the_user_is_replaced(run, tmp_path, refused):
+    Image.fromarray(photo(0, 8, 8)).save(tmp_path / "a.png")
+    Image.fromarray(photo(0, 8, 8)).save(tmp_path / "a_x2.png")
+    before = (tmp_path / "a_x2.png").read_bytes()
+    refused(run("--predict", tmp_path / "a.png"), "a_x2.png", "is not replaced")
+    assert (tmp_path / "a_x2.png").read_bytes() == before
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    refused(run("--predict", tmp_path / "b.png"), "b.png", "not a readable picture")
+
+
+# ------------------------------------------------------------------------------------------------ from end to end
+
+
+def log(tmp_path, name="super_resolution"):
+    with open(tmp_path / "losses" / f"{name}.csv", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def state(tmp_path, name="super_resolution"):
+    return torch.load(tmp_path / "models" / f"{name}.last.pt", weights_only=True)["parts"]["network"]["weights"]
+
+
+def test_train_interrupt_resume_evaluate(run, tmp_path, monkeypatch, capsys):
+    more = ["--optimizer", "adam", "--learning_rate", "2e-3", "--epochs", "2", "--jitter", "0.1"]
+    assert run(*more, "--name", "whole") == 0
+    original, calls = super_resolution.SuperResolution.loss, []
+
+    def loss(self, *arguments):
+        calls.append(None)
+        if len(calls) == 8:  # in the second epoch of five steps
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(super_resolution.SuperResolution, "loss", loss)
+        assert run(*more, "--name", "parts") == 130
+    assert run("--resume", "--name", "parts") == 0
+    for one, two in zip(log(tmp_path, "whole"), log(tmp_path, "parts"), strict=True):
+        assert {**one, "minutes": 0} == {**two, "minutes": 0}
+    assert all(map(torch.equal, state(tmp_path, "whole").values(), state(tmp_path, "parts").values()))
+    assert {"train_loss", "psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "l1"} <= log(tmp_path, "whole")[0].keys()
+    for name in ("whole.png", "whole_samples.png"):
+        assert Image.open(tmp_path / "losses" / name).size[0] > 500
+
+    capsys.readouterr()
+    models = [tmp_path / "models" / f"{name}.pt" for name in ("whole", "parts")]
+    assert run("--evaluate", *models, "--name", "table") == 0
+    output = capsys.readouterr().out
+    assert (
+        "24 drawn images" not in output and "drawn images, held out of training; made half as large, bicubic" in output
+    )
+    with open(tmp_path / "losses" / "table_evaluation.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [os.path.basename(row["model"]) for row in rows] == [
+        "whole.pt",
+        "parts.pt",
+        "nearest",
+        "bilinear",
+        "bicubic",
+    ]
+    assert float(rows[0]["psnr_y"]) == pytest.approx(log(tmp_path, "whole")[-1]["psnr_y"], abs=1e-3)
+    assert rows[0]["psnr_y"] == rows[1]["psnr_y"] and float(rows[2]["psnr_y"]) < float(rows[4]["psnr_y"])
+    assert run("--evaluate", models[0], "--name", "table", "--downscaling", "bilinear", "--antialias", "false") == 0
+    assert "made half as large, bilinear without antialiasing" in capsys.readouterr().out
+    assert run("--compare", "whole", "parts") == 0 and (tmp_path / "losses/super_resolution_compared.png").exists()
+
+
+def test_photos_of_a_folder(run, tmp_path, folder, refused, capsys):
+    assert (
+        run("--images", folder, "--epochs", "1", "--network", "BasicSRModel", "--network_options", '{"layers": 1}') == 0
+    )
+    assert "4 images to train on, 1 held out" in capsys.readouterr().out
+    refused(
+        run("--images", folder, "--epochs", "1", "--crop_size", "90", "--name", "b"), "crop_size", "98 pixels a side"
+    )
+    refused(run("--epochs", "1", "--crop_size", "33", "--name", "c"), "crop_size", "even")
