@@ -436,7 +436,7 @@ class ResidualCNN(nn.Module):
 class Interpolation(nn.Module):
     """Upsampling by nearest, bilinear or bicubic interpolation, the last with the coefficient -0.5 (Keys 1981)."""
 
-    reach = 3  # as of each network that follows: pixels of the input, to each side, that a pixel of the output sees
+    reach = 3  # here and below: how many pixels of the input, to each side, a pixel of the output depends on
 
     def __init__(self, kind="bicubic"):
         super().__init__()
@@ -472,8 +472,8 @@ class SubPixelResNet(nn.Module):
     """Ours: residual blocks at low resolution, a pixel shuffle, all added to the bicubic image, from which it starts.
 
     Like EDSR (Lim et al. 2017) without normalisation, like ESPCN (Shi et al. 2016) with the new pixels as channels.
-    consistent: the mean of 2x2 pixels of the output is the pixel of the input, as it is if that was made by bilinear
-    downscaling without antialiasing. symmetries: numbers, 0 (as it is) to 7, of those that predictions are averaged in.
+    consistent: the mean of 2x2 pixels of the output is the pixel of the input, as it is where the input was made by
+    bilinear downscaling without antialiasing. symmetries: the numbers, 0 (unchanged) to 7, of those to average over.
     """
 
     SYMMETRIES = 8

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -226,7 +226,9 @@ DOWNSCALING = ("bilinear", "bicubic", "nearest")
 
 
 def halve(images, downscaling="bilinear", antialias=True):
-    """Images, (N, C, 2h, 2w) float in [0, 1], at half the size, (N, C, h, w), as torchvision's Resize makes tensors.
+    """Images, (N, C, 2h, 2w) float in [0, 1], at half the size: (N, C, h, w), within [0, 1] too.
+
+    They are as torchvision's Resize makes tensors, but for values outside of [0, 1], which bicubic has.
 
     antialias: wider kernels that see every pixel, as Pillow's and MATLAB's (for nearest there is none). Bicubic is
     that of MATLAB's imresize with it (but at the very edge), with another coefficient, -0.75, without it. Bilinear
@@ -234,7 +236,7 @@ def halve(images, downscaling="bilinear", antialias=True):
     """
     side = (images.shape[2] // 2, images.shape[3] // 2)
     smooth = antialias and downscaling != "nearest"
-    return F.interpolate(images, side, mode=downscaling, antialias=smooth).clamp(0, 1)  # bicubic overshoots
+    return F.interpolate(images, side, mode=downscaling, antialias=smooth).clamp(0, 1)
 
 
 def color_jitter(image, rng, strength):
@@ -284,7 +286,8 @@ class SRDataset(Dataset):
 
     def __getitem__(self, index):
         with Image.open(self.image_files[index]) as file:
-            photo = np.asarray(file.convert("RGB"))
+            image = ImageOps.exif_transpose(file)
+            photo = np.asarray((Image.fromarray(to_8_bits(image)) if image.mode[0] == "I" else image).convert("RGB"))
         if min(photo.shape[:2]) < self.size:
             raise ValueError(f"{self.image_files[index]}: smaller than {self.size} pixels")
         return self.pair(photo, np.random.default_rng(torch.randint(2**62, (1,)).item()), self.size)
@@ -303,10 +306,10 @@ class CachedCrops(SRDataset):
     """Training pairs from a cache of photos in colour, as uint8 tensors: crops that are also flipped and transposed.
 
     An item is asked for with (epoch, i), of which, and of the seed, it is a function; epoch: so many crops, the photos
-    taking turns. A crop is cut out after it was made smaller, so at its edge too it is what the whole photo would be.
+    taking turns. A crop is cut out after downscaling, so its edges are what they would be in the whole photo.
 
     cache, indices: as CachedPixelationDataset has them; photos of size + 2 * MARGIN pixels a side, at least. distinct:
-    train on the first so many samples only, always the same.
+    train on the first `distinct` samples only.
     """
 
     MARGIN = 4  # pixels that the kernels of `halve` reach beyond a crop; even
@@ -314,17 +317,13 @@ class CachedCrops(SRDataset):
     def __init__(self, cache, indices, seed, crops, distinct=None, **options):
         """options: size, jitter, downscaling, antialias of SRDataset."""
         self.cache, self.indices, self.seed, self.crops, self.distinct = cache, indices, seed, crops, distinct
+        self.names = [cache.names[index] for index in indices]
         self.size, self.jitter, self.downscaling, self.antialias = (
             options[name] for name in ("size", "jitter", "downscaling", "antialias")
         )
 
     def __len__(self):
         return self.crops
-
-    @property
-    def names(self):
-        """The names of its photos, in order."""
-        return [self.cache.names[index] for index in self.indices]
 
     def __getitem__(self, key):
         epoch, i = key if self.distinct is None else (0, key[1] % self.distinct)
@@ -348,6 +347,7 @@ class CachedPhotos(Dataset):
 
     def __init__(self, cache, indices, downscaling, antialias):
         self.cache, self.indices, self.downscaling, self.antialias = cache, indices, downscaling, antialias
+        self.names = [cache.names[index] for index in indices]
 
     def __len__(self):
         return len(self.indices)

@@ -277,7 +277,7 @@ each epoch writes, below output_dir,
   models/NAME.json          its config, for --config
   models/NAME.last.pt       the full state of the run, for --resume
   losses/NAME.csv, .png     the log, a line an epoch, and its curve
-  losses/NAME_samples.png   validation images: truth, input, prediction, error
+  losses/NAME_samples.png   examples from the validation images
 
 tasks (python main.py --task NAME --help shows the commands and keys of each):
 {tasks}"""

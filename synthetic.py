@@ -293,7 +293,7 @@ def synthetic_image(seed, index, size=96):
 
 
 def synthetic_colour_image(seed, index, size=128):
-    """Image number index of that seed in colour, (size, size, 3) uint8: a synthetic_image with colours for levels.
+    """Image number index of that seed in colour, (size, size, 3) uint8: a synthetic_image whose levels become colours.
 
     The colour swings smoothly with the level, in each image in another way, so it changes where the image does.
     """

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from architectures import BLOCKS, ResidualBlock
@@ -159,12 +158,13 @@ def ssim_per_image(predictions, images):
     Gaussian windows of 11x11 pixels, deviation 1.5, that lie in the image; K 0.01 and 0.03; the mean over windows and
     channels. Both (N, C, H, W) in [0, 1], of 11 pixels a side at least.
     """
-    window = torch.exp(-((torch.arange(11, dtype=images.dtype) - 5) ** 2) / (2 * 1.5**2))
-    window = (window / window.sum()).to(images.device)
+    window = torch.exp(-((torch.arange(11.0, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
+    window = (window / window.sum()).tolist()
 
     def blur(maps):
-        maps = maps.flatten(0, 1)[:, None]  # (N * C, 1, H, W)
-        return F.conv2d(F.conv2d(maps, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
+        height, width = (length - 10 for length in maps.shape[2:])
+        maps = sum(weight * maps[:, :, i : i + height] for i, weight in enumerate(window))
+        return sum(weight * maps[:, :, :, i : i + width] for i, weight in enumerate(window))
 
     x, y = blur(predictions), blur(images)
     xx, yy, xy = (
@@ -172,7 +172,7 @@ def ssim_per_image(predictions, images):
         for a, b, c in ((predictions, predictions, x * x), (images, images, y * y), (predictions, images, x * y))
     )
     similarity = (2 * x * y + 0.01**2) * (2 * xy + 0.03**2) / ((x * x + y * y + 0.01**2) * (xx + yy + 0.03**2))
-    return similarity.view(len(images), -1).mean(1)
+    return similarity.flatten(1).mean(1)
 
 
 def confidence_interval(values, draws=1000):
@@ -222,7 +222,7 @@ def print_scores(task, models, measured, count):
         cells += [f"  {column[i]:>{max(7, len(name))}}" for name, column in extra.items()]
         rate = count / max(measured.seconds[i], 1e-9)
         figures = f"{values.mean():6.{decimals}f} {low:6.{decimals}f} to {high:6.{decimals}f}"
-        print(f"{model.name:{width}} {figures}  {''.join(cells)} {rate:8.0f}")
+        print(f"{model.name:{width}} {figures}  {''.join(cells)} {rate:8.{0 if rate > 20 else 1}f}")
 
 
 def print_differences(task, models, measured):

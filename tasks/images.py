@@ -35,7 +35,8 @@ except ImportError:  # Windows, which deletes no file that is open
 CACHE_VERSION = 2  # part of every cache's key: raise it when decoding or the file layout changes
 CACHE_SIDE = 128  # shortest side of a cached photo: as the course's photos, twice the challenge's images
 SYNTHETIC_SIDE = 96
-COLOUR_SIDE = 2048  # longest side of a photo cached in colour, of larger ones the middle; drawn ones have 128
+COLOUR_SIDE = 2048  # longest side of a photo cached in colour, of larger ones the middle
+SYNTHETIC_COLOUR_SIDE = 128
 MAX_FILE_BYTES = 256 * 2**20  # a larger photo is left out: it is no photo, or a zip bomb
 CHUNK = 32  # photos a worker decodes in one go
 # What a file's own state makes reading fail with; all else (a disk, a share) may be over next time.
@@ -117,7 +118,7 @@ def decode_photo(data, colour=False):
     data: bytes of a JPEG or PNG of any mode. Returns the photo, (h, w), its shortest side at most CACHE_SIDE, its
     longest cropped to twice that; or in colour (h, w, 1 or 3), only cropped, to COLOUR_SIDE; and its thumbnail in the
     challenge's own form, (64, 64): Resize(64, bilinear), CenterCrop(64), grayscale (nearly so for JPEGs over 1000
-    pixels a side, which are decoded at a fraction of it, but for colour).
+    pixels a side, which for grayscale are decoded at a fraction of their size).
     Raises ValueError where a side is shorter than 64; Pillow raises where it cannot decode.
     """
     with warnings.catch_warnings():
@@ -187,7 +188,11 @@ def _lasts(error, path):
 
 def _draw_chunk(seed, indices, colour=False):
     """[(image, thumbnail)] of the synthetic source, as _decode_chunk gives them for photos."""
-    draw, side = (synthetic.synthetic_colour_image, 128) if colour else (synthetic.synthetic_image, SYNTHETIC_SIDE)
+    draw, side = (
+        (synthetic.synthetic_colour_image, SYNTHETIC_COLOUR_SIDE)
+        if colour
+        else (synthetic.synthetic_image, SYNTHETIC_SIDE)
+    )
     images = [draw(seed, index, side) for index in indices]
     return [(image, _grayscale(_resize(Image.fromarray(image), IMAGE_SIZE, IMAGE_SIZE))) for image in images]
 
@@ -255,7 +260,7 @@ def open_cache(images, cache_dir, seed, synthetic_images, colour=False):
     else:
         source, photos = os.path.abspath(images), list_photos(images)
         settings = [CACHE_SIDE, photos]
-    settings += [COLOUR_SIDE] * colour
+    settings += [COLOUR_SIDE, SYNTHETIC_COLOUR_SIDE] * colour
     stem = os.path.splitext(os.path.basename(source))[0] + "-" + digest([source, "colour"] if colour else source)
     path = os.path.join(cache_dir, f"{stem}-{digest([CACHE_VERSION, IMAGE_SIZE, settings])}")
     if images == "synthetic":

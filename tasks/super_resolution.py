@@ -1,4 +1,4 @@
-"""Super-resolution: the exercise on photos. A photo was made half as large; predict it as it was."""
+"""Super-resolution: the exercise on photos. A photo was reduced to half its size; predict the original."""
 
 import itertools
 import os
@@ -25,7 +25,7 @@ from tasks.evaluation import (
     save_figure,
     ssim_per_image,
 )
-from tasks.images import held_out_digests, image_source, images_with_truth
+from tasks.images import COLOUR_SIDE, held_out_digests, image_source, images_with_truth
 from tasks.own_photos import check_written, read_photo, save_photo
 from utils import ROOT, Config, UserError, inherited, key, show
 
@@ -47,13 +47,15 @@ class SuperResolutionConfig(Config):
     name: str = inherited("name", "super_resolution")
     network: str = key("SubPixelResNet", "the architecture", choices=tuple(NETWORKS))
     loss: str = key("l1", "l1, as in the exercise, or mse; of the colours in [0, 1]", choices=("l1", "mse"))
-    downscaling: str = key("bicubic", "how photos are made half as large", choices=DOWNSCALING)
-    antialias: bool = key(True, "whether that looks at all pixels, as Pillow and MATLAB do; of no effect for nearest")
+    downscaling: str = key("bicubic", "how photos are halved in size", choices=DOWNSCALING)
+    antialias: bool = key(
+        True, "whether that takes every pixel into account, as in Pillow and MATLAB; for nearest no difference"
+    )
     crop_size: int = key(96, "side of the random crops, in pixels", minimum=16, maximum=1024, check=_even)
     jitter: float = key(
         0.0, "how far brightness, contrast, saturation and hue are changed; the sheet has 0.2", minimum=0, maximum=0.5
     )
-    crops: int = key(6400, "crops in an epoch, the photos taking turns", minimum=1, maximum=10**9)
+    crops: int = key(6400, "crops in an epoch, the photos taking turns", minimum=1, maximum=10**7)
     batch_size: int = inherited("batch_size", 16)
     learning_rate: float = inherited("learning_rate", 1e-3)
     synthetic_images: int = inherited("synthetic_images", 2000)
@@ -74,8 +76,8 @@ class SuperResolutionConfig(Config):
 def enlarge_photo(network, pixels, device, precision):
     """A photo, (C, h, w) uint8 with C 1 or 3, at twice the size: (C, 2h, 2w) uint8.
 
-    The network sees it in tiles, each with all around it on which the tile depends: so the result is that of the whole
-    photo, and memory is needed for a tile alone.
+    The network sees it in tiles, each with the surroundings that it depends on: the result is that of the whole photo.
+    Besides photo and result, memory is needed for one tile only.
     """
     reach = network.reach
     channels, height, width = pixels.shape
@@ -94,7 +96,7 @@ def enlarge_photo(network, pixels, device, precision):
 
 
 def luminance(photo):
-    """Y of YCbCr as MATLAB's rgb2ycbcr has it, (1, H, W) float64 in [16/255, 235/255]; of a grey photo its values.
+    """Y of MATLAB's rgb2ycbcr, not rounded, (1, H, W) float64 in [16/255, 235/255]; of a grey photo its values.
 
     photo: (C, H, W) uint8 with C 1 or 3.
     """
@@ -113,6 +115,16 @@ def figures_of(prediction, photo):
     return figures | {"l1": mae_per_image(prediction[None] / 255.0, photo[None] / 255.0).item()}
 
 
+def fill_transparent(photo, alpha):
+    """The photo, (C, H, W) uint8, its invisible pixels in the colours around, of which enlarging takes some over.
+
+    alpha: (H, W) uint8.
+    """
+    visible = (alpha > 0).float()[None]
+    colours, weights = (F.avg_pool2d(maps, 17, 1, 8) for maps in (photo * visible, visible))
+    return torch.where(visible > 0, photo, (colours / weights.clamp(min=1e-6)).round().to(torch.uint8))
+
+
 def predict_photos(task, given, paths):
     """--predict: write each photo at twice its size beside it, as PHOTO_x2.png."""
     check_written(paths, "_x2.png")
@@ -121,6 +133,8 @@ def predict_photos(task, given, paths):
         pixels, alpha, profile = read_photo(path)
         started = time.monotonic()
         planes = torch.tensor(pixels).permute(2, 0, 1)
+        if alpha is not None:
+            planes = fill_transparent(planes, torch.tensor(alpha))
         result = enlarge_photo(model.predict, planes, device, precision).permute(1, 2, 0).numpy()
         if alpha is not None:
             alpha = np.asarray(Image.fromarray(alpha).resize(result.shape[1::-1], Image.Resampling.BICUBIC))
@@ -143,7 +157,14 @@ class SuperResolution(Task):
     scores = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "l1")
     higher_is_better = True
     shipped = os.path.join(ROOT, "models", "SR.pt")
-    actions = {"predict": Action("+", "PHOTO", "enlarge photos to twice their size, beside them", predict_photos)}
+    actions = {
+        "predict": Action(
+            "+",
+            "PHOTO",
+            "write each photo at twice its size, 8 bits a channel, beside it as PHOTO_x2.png",
+            predict_photos,
+        )
+    }
 
     def example_input(self):
         return torch.zeros(1, 3, 32, 32)
@@ -159,6 +180,10 @@ class SuperResolution(Task):
                 f"crop_size: no photo of {show(config.images)} has the {smallest} pixels a side that crops of "
                 f"{config.crop_size} need; name a smaller size"
             )
+        if config.network_options.get("consistent") and (config.downscaling != "bilinear" or config.antialias):
+            raise UserError("network_options: consistent needs --downscaling bilinear --antialias false")
+        if len(large) < len(train_indices):
+            print(f"{len(train_indices) - len(large)} photos under {smallest} pixels a side are not trained on")
         self.training_set = CachedCrops(
             cache,
             large,
@@ -173,7 +198,7 @@ class SuperResolution(Task):
         self.validation_set = CachedPhotos(cache, validation_indices, config.downscaling, config.antialias)
 
     def count_images(self):
-        return len(self.training_set.indices)
+        return min(len(self.training_set.indices), self.config.max_images or self.config.crops)
 
     def loss(self, part, parts, batch):
         small, large = (crops.float() / 255 for crops in batch)
@@ -201,7 +226,8 @@ class SuperResolution(Task):
                 seconds[i] += time.perf_counter()
                 row.append(figures_of(prediction, large))
                 if i == 0 and len(sample) < 6:
-                    sample.append(middle(small, prediction, large))
+                    bicubic = enlarge_photo(Interpolation(), small, device, torch.float32)
+                    sample.append([middle(photo, large) for photo in (small, bicubic, prediction, large)])
             rows.append(row)
         figures = {name: np.array([[cell[name] for cell in row] for row in rows]).T for name in self.scores}
         return Measurement(figures, seconds, [torch.stack(crops) for crops in zip(*sample)])
@@ -211,15 +237,18 @@ class SuperResolution(Task):
 
     def evaluation_set(self, given, models):
         made = next((model.config for model in models if model.config), None)
-        for name in {"downscaling", "antialias"} - given if made else ():  # as the first model knows it
-            setattr(self.config, name, getattr(made, name))
+        if made and "downscaling" not in given:  # as the first model knows it
+            for name in {"downscaling", "antialias"} - given:
+                setattr(self.config, name, getattr(made, name))
         config = self.config
         cache, indices, source = images_with_truth(config, given, models, colour=True)
+        source += " (of the largest the middle)" * bool(cache.shapes[indices, :2].max() == COLOUR_SIDE)
+        views = f" (SubPixelResNet: mean of {config.views} views)" * (config.views > 1)
         smooth = "" if config.antialias or config.downscaling == "nearest" else " without antialiasing"
         return CachedPhotos(cache, indices, config.downscaling, config.antialias), (
-            f"{source}; made half as large, {config.downscaling}{smooth}, rounded to uint8, and enlarged again. Per "
-            f"photo, {BORDER} pixels at each edge left out: PSNR in dB, SSIM (11x11, Gaussian), on Y as MATLAB has it, "
-            f"and in RGB. L1 of colours in [0, 1], edges included"
+            f"{source}; reduced to half the size, {config.downscaling}{smooth}, rounded to uint8, and enlarged{views}. "
+            f"Per photo, {BORDER} pixels at each edge left out: PSNR in dB, SSIM (11x11, Gaussian), on Y of MATLAB's "
+            f"rgb2ycbcr, and in RGB. L1 of colours in [0, 1], edges included"
         )
 
     def compared(self, models, device):
@@ -241,12 +270,11 @@ class SuperResolution(Task):
         plot_curves(panels, path)
 
     def plot_samples(self, sample, path):
-        """A sheet, a row a photo: its middle as it was made small, by bicubic interpolation, restored, and the truth.
+        """A sheet, a row a photo: the middle of it at half the size, enlarged twice, and the truth.
 
-        sample: (N, 3, S / 2, S / 2), (N, 3, S, S), (N, 3, S, S) uint8: small, restored, truth.
+        sample: these, bicubic before restored: (N, 3, S / 2, S / 2), three times (N, 3, S, S) uint8.
         """
-        small, restored, truth = sample
-        bicubic = (Interpolation()(small / 255.0).clamp(0, 1) * 255).round().to(torch.uint8)
+        small, bicubic, restored, truth = sample
         columns = (("half the size", small), ("bicubic", bicubic), ("restored", restored), ("truth", truth))
         figure = Figure(figsize=(2.6 * len(columns), 2.7 * len(truth) + 0.3), layout="constrained")
         for i, row in enumerate(figure.subplots(len(truth), len(columns), squeeze=False)):
@@ -259,16 +287,15 @@ class SuperResolution(Task):
         save_figure(figure, path)
 
     def pictures(self, sample):
-        return {"restored, truth": torch.cat(sample[1:], 3)}
+        return {"restored, truth": torch.cat(sample[2:], 3)}
 
 
-def middle(small, prediction, large):
-    """The middle of a photo in three versions, in colour: (3, S / 2, S / 2), (3, S, S), (3, S, S)."""
-    top, left = (length // 4 * 2 - SHOWN // 2 // 2 * 2 for length in large.shape[1:])
-    half = small[:, top // 2 : (top + SHOWN) // 2, left // 2 : (left + SHOWN) // 2]
-    return [half.expand(3, -1, -1)] + [
-        photo[:, top : top + SHOWN, left : left + SHOWN].expand(3, -1, -1) for photo in (prediction, large)
-    ]
+def middle(photo, large):
+    """The middle SHOWN x SHOWN pixels of a photo, (3, SHOWN, SHOWN), or of it at half the size. large: the photo."""
+    top, left = (length // 4 * 2 - SHOWN // 2 for length in large.shape[1:])
+    factor = large.shape[1] // photo.shape[1]  # 1 or 2
+    top, left, side = (length // factor for length in (top, left, SHOWN))
+    return photo[:, top : top + side, left : left + side].expand(3, -1, -1)
 
 
 TASK = SuperResolution

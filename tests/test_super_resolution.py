@@ -18,7 +18,8 @@ from architectures import BasicSRModel, Interpolation, ResidualSRModel, SubPixel
 from datasets import DOWNSCALING, CachedCrops, CachedPhotos, SRDataset, halve
 from tasks import super_resolution
 from tasks.evaluation import psnr_per_image, ssim_per_image
-from tasks.super_resolution import enlarge_photo, figures_of, luminance
+from tasks.images import open_cache
+from tasks.super_resolution import enlarge_photo, figures_of, fill_transparent, luminance
 
 CPU = torch.device("cpu")
 TINY = ["--task", "super_resolution", "--network_options", '{"channels": 8, "blocks": 1}', "--synthetic_images", "24"]
@@ -185,10 +186,18 @@ def test_colours_change_with_jitter_only():
     assert torch.equal(few[0, 1][1], few[5, 3][1]) and not torch.equal(few[0, 0][1], few[0, 1][1])
 
 
-def test_whole_photos(folder):
-    grey = CachedPhotos(Photos(photo(0, 13, 20), photo(1, 12, 20, 1)), [0, 1], "bicubic", True)
-    assert [tensor.shape for tensor in grey[0]] == [(3, 6, 10), (3, 12, 20)]
-    assert [tensor.shape for tensor in grey[1]] == [(1, 6, 10), (1, 12, 20)]
+def test_whole_photos():
+    odd, grey = photo(0, 13, 20), photo(1, 12, 20, 1)
+    whole = CachedPhotos(Photos(odd, grey), [0, 1], "nearest", True)
+    for (low, high), wanted in zip((whole[0], whole[1]), (odd[:12], grey)):
+        assert np.array_equal(high.permute(1, 2, 0), wanted) and np.array_equal(low.permute(1, 2, 0), wanted[::2, ::2])
+
+
+def test_caches_in_colour_and_in_grey_live_side_by_side(folder, tmp_path):
+    for colour, shapes in ((False, [(90, 101)] * 5), (True, [(90, 101, 3)] * 4 + [(90, 101, 1)])):
+        for _ in range(2):
+            assert [image.shape for image in open_cache(str(folder), str(tmp_path), 0, 2, colour)] == shapes
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # ------------------------------------------------------------------------------------------------ figures of merit
@@ -254,16 +263,28 @@ def test_own_photos(run, tmp_path, capsys):
     Image.fromarray(photo(2, 15, 16, 4)).save(tmp_path / "alpha.png")
     Image.fromarray(photo(3, 1, 1)).save(tmp_path / "pixel.png")
     paths = [tmp_path / name for name in ("colour.png", "grey.jpg", "alpha.png", "pixel.png")]
+    results = []
     for views in (1, 8):
         assert run("--predict", *paths, "--name", "mine", "--views", views) == 0
-    assert "94 x 66 pixels" in capsys.readouterr().out
+        results.append(np.asarray(Image.open(tmp_path / "colour_x2.png")))
+    assert "94 x 66 pixels" in capsys.readouterr().out and not np.array_equal(*results)
     colour, grey, alpha, pixel = (Image.open(tmp_path / f"{path.stem}_x2.png") for path in paths)
     assert (colour.size, colour.mode, colour.info["icc_profile"]) == ((94, 66), "RGB", profile)
     assert (grey.size, grey.mode, alpha.size, alpha.mode) == ((42, 40), "L", (32, 30), "RGBA")
-    assert pixel.size == (2, 2)
+    enlarged = Image.fromarray(photo(2, 15, 16, 4)[:, :, 3]).resize((32, 30), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(alpha)[:, :, 3], enlarged)
+    assert pixel.size == (2, 2) and np.abs(np.asarray(pixel).astype(int) - photo(3, 1, 1)).max() < 20
     given = Image.open(tmp_path / "colour.png")
     bicubic = given.resize((94, 66), Image.Resampling.BICUBIC)
     assert np.abs(np.asarray(colour).astype(int) - np.asarray(bicubic)).mean() < 8
+
+
+def test_colours_that_cannot_be_seen_do_not_bleed():
+    alpha = torch.zeros(30, 40, dtype=torch.uint8)
+    alpha[10:20, 12:25] = 255
+    cut_out = torch.tensor([200, 100, 50], dtype=torch.uint8).view(3, 1, 1) * (alpha > 0)
+    filled = fill_transparent(cut_out, alpha)
+    assert (filled[:, 4:26, 6:31] == filled[:, 15:16, 15:16]).all() and (filled[:, 0] == 0).all()
 
 
 def test_nothing_of_the_user_is_replaced(run, tmp_path, refused):
@@ -274,6 +295,7 @@ def test_nothing_of_the_user_is_replaced(run, tmp_path, refused):
     assert (tmp_path / "a_x2.png").read_bytes() == before
     (tmp_path / "b.png").write_bytes(b"no picture")
     refused(run("--predict", tmp_path / "b.png"), "b.png", "not a readable picture")
+    refused(run("--predict", tmp_path / "c.png", tmp_path / "c.jpg"), "c_x2.png", "two files would be written")
 
 
 # ------------------------------------------------------------------------------------------------ from end to end
@@ -315,7 +337,8 @@ def test_train_interrupt_resume_evaluate(run, tmp_path, monkeypatch, capsys):
     assert run("--evaluate", *models, "--name", "table") == 0
     output = capsys.readouterr().out
     assert (
-        "24 drawn images" not in output and "drawn images, held out of training; made half as large, bicubic" in output
+        "24 drawn images" not in output
+        and "drawn images, held out of training; reduced to half the size, bicubic" in output
     )
     with open(tmp_path / "losses" / "table_evaluation.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -326,10 +349,13 @@ def test_train_interrupt_resume_evaluate(run, tmp_path, monkeypatch, capsys):
         "bilinear",
         "bicubic",
     ]
-    assert float(rows[0]["psnr_y"]) == pytest.approx(log(tmp_path, "whole")[-1]["psnr_y"], abs=1e-3)
+    best = max(row["psnr_y"] for row in log(tmp_path, "whole"))
+    assert float(rows[0]["psnr_y"]) == pytest.approx(best, abs=1e-3)
     assert rows[0]["psnr_y"] == rows[1]["psnr_y"] and float(rows[2]["psnr_y"]) < float(rows[4]["psnr_y"])
     assert run("--evaluate", models[0], "--name", "table", "--downscaling", "bilinear", "--antialias", "false") == 0
-    assert "made half as large, bilinear without antialiasing" in capsys.readouterr().out
+    assert "reduced to half the size, bilinear without antialiasing" in capsys.readouterr().out
+    with open(tmp_path / "losses" / "table_evaluation.csv", encoding="utf-8") as file:
+        assert abs(float(next(csv.DictReader(file))["psnr_y"]) - best) > 0.05
     assert run("--compare", "whole", "parts") == 0 and (tmp_path / "losses/super_resolution_compared.png").exists()
 
 
@@ -342,3 +368,8 @@ def test_photos_of_a_folder(run, tmp_path, folder, refused, capsys):
         run("--images", folder, "--epochs", "1", "--crop_size", "90", "--name", "b"), "crop_size", "98 pixels a side"
     )
     refused(run("--epochs", "1", "--crop_size", "33", "--name", "c"), "crop_size", "even")
+    consistent = ["--network_options", '{"consistent": true, "channels": 4, "blocks": 1}', "--epochs", "1"]
+    refused(run("--images", folder, *consistent, "--name", "d"), "consistent needs --downscaling bilinear")
+    more = ["--downscaling", "bilinear", "--antialias", "false", "--max_images", "2", "--loss", "mse"]
+    assert run("--images", folder, *consistent, *more, "--name", "d") == 0
+    assert "2 images to train on" in capsys.readouterr().out
