@@ -39,6 +39,7 @@ class Task:
     scores = ("score",)  # columns of the log; the first decides which model is the best
     higher_is_better = False
     decimals = 3  # of the scores, as they are printed
+    curves = ()  # columns of the log that --compare draws; none: the training loss and the scores
     actions = {}  # name: Action; those that every task has are in main.py
     shipped = None  # models/NAME.pt that predicts as long as nothing was trained
 

@@ -333,7 +333,8 @@ def compare(task, given, names):
     check_outputs([(picture, "picture")])
     logs = {name: read_log(config.file("losses", ".csv", name)) for name in names}
     panels = []
-    for column in ("train_loss", *task.scores):
+    columns = task.curves or ("train_loss", *task.scores)
+    for column in columns:
         missing = next((name for name, rows in logs.items() if column not in rows[0]), None)
         if missing:
             raise UserError(
@@ -343,10 +344,10 @@ def compare(task, given, names):
         panels.append((column, curves, {"yscale": "log"} if column == "train_loss" else {}))
     plot_curves(panels, picture)
     width = max(map(len, names))
-    print(f"{'':{width}}  minutes" + "".join(f"{column:>12}" for column in ("train_loss", *task.scores)))
+    print(f"{'':{width}}  minutes" + "".join(f"{column:>12}" for column in columns))
     for name, rows in logs.items():
         best = (max if task.higher_is_better else min)(rows, key=lambda row: row[task.scores[0]])
-        cells = "".join(f"{best[column]:12.4g}" for column in ("train_loss", *task.scores))
+        cells = "".join(f"{best[column]:12.4g}" for column in columns)
         print(f"{name:{width}} {rows[-1]['minutes']:8.1f}{cells}")
     print(f"Each at its best {task.scores[0]}. Curves: {show(picture)}")
     return 0

@@ -156,6 +156,7 @@ class SuperResolution(Task):
     networks = NETWORKS
     scores = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "l1")
     higher_is_better = True
+    curves = ("train_loss", "l1", "psnr_y")  # the sheet's
     shipped = os.path.join(ROOT, "models", "SR.pt")
     actions = {
         "predict": Action(

@@ -20,6 +20,7 @@ from utils import ROOT, config_from_dict, load_checkpoint
 NAMES = ("photos", "small", "BasicCNN", "DeePixV1")
 OTHERS = {"MNIST": "accuracy", "FashionMNIST": "accuracy"}  # other tasks' models: their score
 OTHERS |= {"denoising": "mae", "denoising_skip": "mae", "denoising_unet": "mae"}
+OTHERS |= {"SR": "psnr_y", "BasicSRModel": "psnr_y"}
 
 IN_REPOSITORY = os.path.exists(os.path.join(ROOT, ".git")) or os.path.exists(os.path.join(ROOT, "models", "small.pt"))
 pytestmark = pytest.mark.skipif(not IN_REPOSITORY, reason="what --zip made to be handed in holds one model")
@@ -49,7 +50,7 @@ def load(name):
 
 def test_all_together_are_small():
     sizes = {name: os.path.getsize(os.path.join(ROOT, "models", f"{name}.pt")) for name in (*NAMES, *OTHERS)}
-    assert sum(sizes.values()) < 25e6 and all(sizes[name] < 1e6 for name in OTHERS)
+    assert sum(sizes.values()) < 25e6 and all(sizes[name] < 2e6 for name in OTHERS)
     assert load_task("depixelation").shipped == os.path.join(ROOT, "models", "photos.pt")
 
 
@@ -72,7 +73,7 @@ def test_each_of_the_other_tasks_has_its_config_and_log(name):
         assert json.load(file) == checkpoint["config"]
     with open(os.path.join(ROOT, "losses", f"{name}.csv"), encoding="utf-8") as file:
         scores = [float(row[OTHERS[name]]) for row in csv.DictReader(file)]
-    best = max(scores) if OTHERS[name] == "accuracy" else min(scores)
+    best = min(scores) if OTHERS[name] == "mae" else max(scores)
     assert best == pytest.approx(checkpoint[OTHERS[name]]) and checkpoint["config"]["name"] == name
     assert os.path.exists(os.path.join(ROOT, "losses", f"{name}.png"))
 
