@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from architectures import DenoisingCNN, UNet
 from datasets import NOISE, NoisyImages
 from tasks.digits import DigitsConfig, DigitsTask
-from tasks.evaluation import Measurement, Model, mae_per_image, plot_curves, psnr_per_image, save_figure
+from tasks.evaluation import Measurement, Model, mae_per_image, plot_columns, psnr_per_image, save_figure
 from utils import inherited, key
 
 BATCH = 500  # images measured at once
@@ -106,16 +106,12 @@ class Denoising(DigitsTask):
     # ---------------------------------------------------------------------------------------------- drawing
 
     def plot_log(self, rows, path):
-        epochs = [row["epoch"] for row in rows]
-        panels = [
-            (label, {label: (epochs, [row[name] for row in rows])}, options)
-            for name, label, options in (
-                ("train_loss", f"training loss, {self.config.loss.upper()}", {"yscale": "log"}),
-                ("mae", "validation MAE", {}),
-                ("psnr", "validation PSNR in dB", {}),
-            )
-        ]
-        plot_curves(panels, path)
+        columns = (
+            ("train_loss", f"training loss, {self.config.loss.upper()}"),
+            ("mae", "validation MAE"),
+            ("psnr", "validation PSNR in dB"),
+        )
+        plot_columns(rows, columns, path)
 
     def plot_samples(self, sample, path):
         """A sheet, a row an image: noisy, restored, clean, error. sample: the first three, (N, 1, H, W) float32."""

@@ -326,6 +326,14 @@ def plot_curves(panels, path):
     save_figure(figure, path)
 
 
+def plot_columns(rows, columns, path):
+    """Columns of a log over epochs, a panel each. rows: the log. columns: (name, label); the first is a loss."""
+    epochs = [row["epoch"] for row in rows]
+    panels = [(label, {label: (epochs, [row[name] for row in rows])}, {}) for name, label in columns]
+    panels[0][2]["yscale"] = "log"
+    plot_curves(panels, path)
+
+
 def compare(task, given, names):
     """--compare: draw the logs of several runs of a task into one figure, a panel for the loss and for each score."""
     config = task.config

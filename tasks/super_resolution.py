@@ -20,7 +20,7 @@ from tasks.evaluation import (
     Model,
     load_models,
     mae_per_image,
-    plot_curves,
+    plot_columns,
     psnr_per_image,
     save_figure,
     ssim_per_image,
@@ -259,16 +259,12 @@ class SuperResolution(Task):
     # ---------------------------------------------------------------------------------------------- drawing
 
     def plot_log(self, rows, path):
-        epochs = [row["epoch"] for row in rows]
-        panels = [
-            (label, {label: (epochs, [row[name] for row in rows])}, options)
-            for name, label, options in (
-                ("train_loss", f"training loss, {self.config.loss.upper()}", {"yscale": "log"}),
-                ("l1", "validation L1", {}),
-                ("psnr_y", "validation PSNR on Y in dB", {}),
-            )
-        ]
-        plot_curves(panels, path)
+        columns = (
+            ("train_loss", f"training loss, {self.config.loss.upper()}"),
+            ("l1", "validation L1"),
+            ("psnr_y", "validation PSNR on Y in dB"),
+        )
+        plot_columns(rows, columns, path)
 
     def plot_samples(self, sample, path):
         """A sheet, a row a photo: the middle of it at half the size, enlarged twice, and the truth.

@@ -148,6 +148,37 @@ class Calls:
         return self.call
 
 
+CREATE = "open('executed', 'w')"
+CALLS = (  # (module, name, arguments)
+    ("os", "system", "touch executed"),
+    ("posix", "system", "touch executed"),
+    ("nt", "system", "touch executed"),
+    ("os", "mkdir", "executed"),
+    ("subprocess", "getoutput", "touch executed"),
+    ("builtins", "eval", CREATE),
+    ("builtins", "exec", CREATE),
+    ("__builtin__", "eval", CREATE),
+    ("builtins", "open", "executed", "w"),
+    ("builtins", "__import__", "antigravity"),
+    ("builtins", "getattr", "x", "upper"),
+    ("operator", "attrgetter", "system"),
+    ("functools", "partial", "x"),
+    ("importlib", "import_module", "os"),
+    ("runpy", "run_path", "x.py"),
+    ("pickle", "loads", "x"),
+    ("torch", "load", "x.pt"),
+    ("torch.hub", "load", "a/b", "c"),
+    ("torch._utils", "_rebuild_tensor_v2", "x"),
+    ("torch.utils.collect_env", "run", "touch executed"),
+    ("numpy", "load", "x.npy"),
+    ("numpy", "fromfile", "x"),
+    ("numpy", "memmap", "executed", "uint8", "w+"),
+    ("numpy.testing._private.utils", "runstring", CREATE, "x"),
+    ("numpy.core.multiarray", "array", "x"),
+    ("numpy.core.multiarray.os", "system", "touch executed"),
+)
+
+
 def hostile_pickles():
     """{name: bytes}: none may execute anything, exhaust memory or compute for long."""
 
@@ -158,38 +189,7 @@ def hostile_pickles():
         code = b"(" + b"".join(text(argument) for argument in arguments) + b"t"
         return pickle.GLOBAL + f"{module}\n{name}\n".encode() + code + pickle.REDUCE
 
-    create = "open('executed', 'w')"
-    cases = {
-        f"{module}.{name}": call(module, name, *arguments)
-        for module, name, *arguments in (
-            ("os", "system", "touch executed"),
-            ("posix", "system", "touch executed"),
-            ("nt", "system", "touch executed"),
-            ("os", "mkdir", "executed"),
-            ("subprocess", "getoutput", "touch executed"),
-            ("builtins", "eval", create),
-            ("builtins", "exec", create),
-            ("__builtin__", "eval", create),
-            ("builtins", "open", "executed", "w"),
-            ("builtins", "__import__", "antigravity"),
-            ("builtins", "getattr", "x", "upper"),
-            ("operator", "attrgetter", "system"),
-            ("functools", "partial", "x"),
-            ("importlib", "import_module", "os"),
-            ("runpy", "run_path", "x.py"),
-            ("pickle", "loads", "x"),
-            ("torch", "load", "x.pt"),
-            ("torch.hub", "load", "a/b", "c"),
-            ("torch._utils", "_rebuild_tensor_v2", "x"),
-            ("torch.utils.collect_env", "run", "touch executed"),
-            ("numpy", "load", "x.npy"),
-            ("numpy", "fromfile", "x"),
-            ("numpy", "memmap", "executed", "uint8", "w+"),
-            ("numpy.testing._private.utils", "runstring", create, "x"),
-            ("numpy.core.multiarray", "array", "x"),
-            ("numpy.core.multiarray.os", "system", "touch executed"),
-        )
-    }
+    cases = {f"{module}.{name}": call(module, name, *arguments) for module, name, *arguments in CALLS}
     cases["dotted name"] = pickle.PROTO + b"\x04" + text("numpy") + text("ndarray.tofile") + pickle.STACK_GLOBAL
     cases["persistent id"] = b"Pexecuted\n"
     cases["persistent id, binary"] = text("executed") + pickle.BINPERSID
