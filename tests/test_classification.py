@@ -150,7 +150,7 @@ def test_train_interrupt_resume(run, tmp_path, monkeypatch):
 def trained(tmp_path_factory):
     """The folder of a run that learned drawn digits well: models/classification.pt."""
     folder = tmp_path_factory.mktemp("trained")
-    options = ["--synthetic_images", "3000", "--epochs", "6", "--output_dir", str(folder)]
+    options = ["--synthetic_images", "2000", "--epochs", "6", "--output_dir", str(folder)]
     assert entry.main([*TINY, *options, "--name", "classification"]) == 0
     return folder
 

@@ -1,7 +1,6 @@
 """Training in several processes, as torchrun starts them, and under the spawn start method of other systems."""
 
 import csv
-import multiprocessing
 import os
 import signal
 import socket
@@ -11,6 +10,7 @@ import time
 
 import pytest
 import torch
+from conftest import start_main
 from test_main import TINY
 
 import main as entry
@@ -37,21 +37,12 @@ def start(folder, *more):
     )
 
 
-def start_one(rank, port, arguments):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    sys.exit(entry.main(arguments))
-
-
 def train_together(folder, *more):
-    """As `start` does, but forked from a process that has imported all, which saves the time of it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["main"])
+    """As `start` does, with processes that need not import all."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    processes = [context.Process(target=start_one, args=(rank, port, options(folder, *more))) for rank in (0, 1)]
-    for process in processes:
-        process.start()
+    shared = {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [start_main(options(folder, *more), None, shared | {"RANK": str(rank)}) for rank in (0, 1)]
     for process in processes:
         process.join(120)
         assert process.exitcode == 0

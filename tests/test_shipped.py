@@ -96,11 +96,11 @@ def test_predictions_of_ours(name, samples):
 @pytest.mark.parametrize("name", ("BasicCNN", "DeePixV1"))
 def test_predictions_of_the_others(name, samples):
     network, _ = load(name)
-    pixelated, known, images = (t[: 30 if name == "DeePixV1" else 200] for t in samples)
+    pixelated, known, images = (t[: 12 if name == "DeePixV1" else 200] for t in samples)
     identity = rmse_per_image(pixelated.double(), images.double(), known).mean()
     scores = []
     for dtype in (torch.float32, torch.bfloat16):
         prediction = restore(network, pixelated, known, dtype)
         assert torch.equal(prediction[known], pixelated[known])
         scores.append(rmse_per_image(prediction.double(), images.double(), known).mean())
-    assert scores[0] < 0.9 * identity and abs(scores[0] - scores[1]) < 0.02
+    assert scores[0] < 0.9 * identity and abs(scores[0] - scores[1]) < 0.03

@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 import main as entry
 from tasks import Task, task_names
+from tasks.depixelation import DepixelationConfig
 from tasks.evaluation import Measurement
 from tasks.outputs import sign
 from utils import Config, atomic_write, key
@@ -173,7 +174,11 @@ def test_names_and_help_of_tasks(run, capsys):
     assert entry.main(["--task", "depixelatoin"]) == 2
     assert "nearest: depixelation" in capsys.readouterr().err
     for arguments, there, not_there in (
-        (["--help"], ["--crop_scale", "--depixelate", *task_names()], "--target"),
+        (
+            ["--help"],
+            [*(f"--{name} " for name in vars(DepixelationConfig())), "exit status", *task_names()],
+            "--target",
+        ),
         (["--task", "tiny", "--help"], ["--target", "learn to multiply", "default 0.05"], "--crop_scale"),
     ):
         with pytest.raises(SystemExit):
