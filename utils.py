@@ -38,7 +38,7 @@ def key(default, help, **limits):
 
     limits: above, minimum, maximum, choices; path (True: relative to the config file's folder); words (which are no
     path, but name a source of images); check (a function of a value that returns what the value must be instead, or
-    None); nargs, for argparse; may_change (True: an option may change it when a run is resumed); command (True: it
+    None); argparse, more for it; may_change (True: an option may change it when a run is resumed); command (True: it
     belongs to single commands and is no part of a run, so no model keeps it).
     """
     if isinstance(default, (list, dict)):
@@ -308,7 +308,7 @@ def parse_command_line(arguments, config_type, actions, values, where, descripti
         choices = f" ({', '.join(limits['choices'])})" if "choices" in limits else ""
         default = json.dumps(getattr(config_type(), name))
         text = f"{limits['help']}{choices}; default {default}".replace("%", "%%")
-        group.add_argument(f"--{name}", metavar="VALUE", nargs=limits.get("nargs"), help=text)
+        group.add_argument(f"--{name}", metavar="VALUE", help=text, **limits.get("argparse", {}))
     known, unknown = parser.parse_known_args(arguments)
     for word in unknown:
         if word.startswith("--"):
@@ -337,7 +337,7 @@ def _parse_option(config_type, name, text):
     """The text of an option as a JSON value: text keys take it as it is, none or null mean None."""
     kind, *others = _types(config_type)[name]
     if isinstance(text, list):
-        return [int(word) if word.lstrip("-").isdecimal() and len(word) < 20 else word for word in text]
+        return [int(word) if str(word).lstrip("-").isdecimal() and len(word) < 20 else word for word in sum(text, [])]
     if others and text.lower() in ("none", "null"):
         return None
     if kind is str:

@@ -16,6 +16,7 @@ from datasets import IMAGE_SIZE, SIZE_RANGE, CachedPixelationDataset, collate
 from tasks import Task, challenge, own_photos
 from tasks.evaluation import Measurement, Model, load_model, mean_of
 from tasks.images import held_out_digests, image_source, images_with_truth
+from tasks.mosaics import AVERAGES, GRIDS
 from tasks.restoration import (
     BATCH,
     LEADERBOARD_2023,
@@ -39,8 +40,11 @@ def _crop_scale(value):
 
 
 def _area(value):
-    numbers = len(value) == 4 and all(type(x) is int and x >= 0 for x in value)
-    return None if numbers else "four whole numbers: x, y, width, height"
+    numbers = len(value) % 4 == 0 and len(value) and all(type(x) is int and x >= 0 for x in value)
+    return None if numbers else "four whole numbers for each area: x, y, width, height"
+
+
+FLAG = {"nargs": "?", "const": "true"}  # an option that may stand without a value
 
 
 @dataclass
@@ -64,9 +68,25 @@ class DepixelationConfig(Config):
     test_set: str = key("test_set.pkl", "the challenge's test pickle", path=True, command=True)
     submission: str = key("submission.bin", "the challenge file that --predict writes", path=True, command=True)
     area: list | None = key(
-        None, "x, y, width and height of the rectangle in own photos, in pixels", nargs=4, check=_area, command=True
+        None,
+        "x, y, width and height of an area of own photos, in pixels; may be given several times",
+        argparse={"nargs": 4, "action": "append"},
+        check=_area,
+        command=True,
     )
+    sensitivity: float = key(
+        0.5, "of --depixelate, 0 to 1: more finds more, wrongly too", minimum=0.01, maximum=0.99, command=True
+    )
+    output: str | None = key(None, "the folder for restored photos; none: beside each", path=True, command=True)
+    overwrite: bool = key(False, "restore photos again that have a result", argparse=FLAG, command=True)
+    preview: bool = key(False, "only draw what was found into the photo", argparse=FLAG, command=True)
+    json: bool = key(False, "print what was found as JSON, a line a photo", argparse=FLAG, command=True)
     block_size: int | None = key(None, "side of the blocks that --pixelate makes, in pixels", minimum=2, command=True)
+    grid: str = key("rectangle", "where the blocks of --pixelate begin", choices=GRIDS, command=True)
+    average: str = key("srgb", "of which --pixelate makes a block's value", choices=AVERAGES, command=True)
+    quality: int | None = key(
+        None, "of a JPEG that --pixelate writes; none: a PNG", minimum=1, maximum=100, command=True
+    )
 
 
 # ------------------------------------------------------------------------------------------------ loss and points

@@ -1,21 +1,30 @@
-"""Photos of any size and colour with a pixelated rectangle: restored (`depixelate`), and made (`pixelate`)."""
+"""Photos of any size and colour with pixelated areas: restored (`depixelate`), and made (`pixelate`)."""
 
+import contextlib
+import json
 import os
+import sys
+import time
+from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
+from tqdm import tqdm
 
-from datasets import SIZE_RANGE, block_means, to_8_bits
+from datasets import to_8_bits
 from tasks import Action
-from tasks.evaluation import load_models
+from tasks.areas import find_area, find_exact, restore_area, square_area
+from tasks.evaluation import load_model, load_models
+from tasks.finding import Finding
+from tasks.mosaics import Area, pixelate_area
 from tasks.outputs import check_outputs, sign
-from tasks.restoration import restore_float
 from utils import UserError, atomic_write, show
 
-WORKING_SIZE = 12  # of larger blocks at the scale at which they are restored
-FLAT_AREAS = 20  # of a single value each that may be larger than the pixelated rectangle
-CONTEXT = 24  # pixels around the rectangle that a network sees, at that scale
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # of the photos of a folder
+WRITTEN = ("_depixelated.png", "_before_after.png", "_preview.png")
+AROUND = 16  # pixels around a found area in which exact blocks are looked for
+SAME = 0.5  # share of an area from which on it is the same as another
 
 
 def read_photo(path):
@@ -27,6 +36,8 @@ def read_photo(path):
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for, without end
             raise UserError(f"{path}: is no plain file; name a photo")
         with Image.open(path) as file:
+            if getattr(file, "is_animated", False) and file.format != "MPO":
+                raise UserError(f"{path}: is animated; name a picture of one frame")
             image = ImageOps.exif_transpose(file)
             profile = file.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P", "L") else None
             alpha = None
@@ -58,134 +69,15 @@ def check_area(area, pixels, path):
     return area
 
 
-def estimate_block_size(values):
-    """The size of the blocks in a pixelated rectangle, (H, W, C), also where a JPEG has blurred them a little.
-
-    It is the largest for which the blocks are as constant as for the best one, up to 2 grey levels.
-    """
-    height, width = values.shape[:2]
-    values = values.astype(np.int64)
-    square = (values**2).sum()
-    sums = np.pad(values.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0), (0, 0)))  # of all above and to the left
-    sizes, spreads = range(2, max(height, width) + 1), []
-    for size in sizes:  # the mean square about the means of blocks is that about 0 less that of the means
-        rows, columns = (np.append(np.arange(0, length, size), length) for length in (height, width))
-        blocks = np.diff(np.diff(sums[np.ix_(rows, columns)], axis=0), axis=1)
-        counts = np.diff(rows)[:, None, None] * np.diff(columns)[:, None]
-        spreads.append(np.sqrt(max(0, square - (blocks.astype(np.float64) ** 2 / counts).sum()) / values.size))
-    return max(size for size, spread in zip(sizes, spreads) if spread <= 2 * min(spreads) + 2)
-
-
-def find_area(pixels):
-    """(x, y, width, height) of the pixelated rectangle: the largest that is covered by constant 2x2 squares, and not by
-    a single value, as a white margin is.
-
-    None where there is none of more than 4x4 pixels that is made of blocks (a JPEG, say, has blurred them).
-    """
-    equal_right = (pixels[:, :-1] == pixels[:, 1:]).all(axis=2)
-    equal_down = (pixels[:-1] == pixels[1:]).all(axis=2)
-    constant = equal_right[:-1] & equal_right[1:] & equal_down[:, :-1]
-    covered = np.zeros(pixels.shape[:2], dtype=bool)
-    for top in (0, 1):
-        for left in (0, 1):
-            covered[top : top + constant.shape[0], left : left + constant.shape[1]] |= constant
-    for _ in range(FLAT_AREAS):
-        x, y, width, height = _largest_rectangle(covered)
-        if width <= 4 or height <= 4:
-            return None
-        area = pixels[y : y + height, x : x + width]
-        if not (area == area[0, 0]).all():
-            return _with_last_blocks(pixels, x, y, width, height)
-        covered[y : y + height, x : x + width] = False
-    return None
-
-
-def _largest_rectangle(covered):
-    """(x, y, width, height) of the largest rectangle that is True everywhere; 0 each where there is none."""
-    best, heights = (0, 0, 0, 0, 0), np.zeros(covered.shape[1] + 1, dtype=int)
-    for bottom, row in enumerate(covered):  # the largest rectangle under a histogram, row by row
-        heights[:-1] = np.where(row, heights[:-1] + 1, 0)
-        stack = []
-        changes = np.flatnonzero(np.diff(heights, prepend=-1))
-        for right in changes.tolist() + [len(heights)]:
-            height = int(heights[right]) if right < len(heights) else -1
-            start = right
-            while stack and stack[-1][1] >= height:
-                start, tall = stack.pop()
-                best = max(best, (tall * (right - start), start, bottom + 1 - tall, right - start, tall))
-            stack.append((start, height))
-    return best[1:]
-
-
-def _with_last_blocks(pixels, x, y, width, height):
-    """The rectangle as `find_area` gives it, with a last row and column that are one pixel wide where there are any."""
-    size = estimate_block_size(pixels[y : y + height, x : x + width])
-    column = pixels[y : y + height, x + width : x + width + 1]
-    if width % size == 0 and column.size and np.array_equal(block_means(column, size), column):
-        width += 1
-    row = pixels[y + height : y + height + 1, x : x + width]
-    if height % size == 0 and row.size and np.array_equal(block_means(row, size), row):
-        height += 1
-    area = pixels[y : y + height, x : x + width]
-    return (x, y, width, height) if np.array_equal(block_means(area, size), area) else None
-
-
-def restore_area(predict, pixels, area, device, precision):
-    """The photo, (H, W, C) uint8, with its pixelated rectangle restored; each channel keeps the means of its blocks.
-
-    Blocks of a size that the network does not know are restored at a scale at which it does.
-    """
-    x, y, width, height = area
-    values = pixels[y : y + height, x : x + width]
-    size = estimate_block_size(values)
-    means = block_means(values, size)
-    working = size if SIZE_RANGE[0] <= size <= SIZE_RANGE[1] else WORKING_SIZE
-    scale = working / size
-    extent = [max(2, round(n * scale)) for n in (width, height)]
-    before = [min(CONTEXT, int(start * scale)) for start in (x, y)]
-    after = [
-        min(CONTEXT, int((total - start - n) * scale))
-        for start, n, total in ((x, width, pixels.shape[1]), (y, height, pixels.shape[0]))
-    ]
-    sides = [b + e + a for b, e, a in zip(before, extent, after)]
-    box = (x - before[0] / scale, y - before[1] / scale, x + width + after[0] / scale, y + height + after[1] / scale)
-    filled = pixels.copy()
-    filled[y : y + height, x : x + width] = means.round()
-    inputs = np.stack([_resize(channel, sides, box) for channel in np.moveaxis(filled, 2, 0)])[:, None]
-    inside = (slice(None), 0, slice(before[1], before[1] + extent[1]), slice(before[0], before[0] + extent[0]))
-    known = np.ones(inputs.shape, dtype=bool)
-    known[inside] = False
-    positions = [np.minimum((np.arange(e) // working) * size, n - 1) for e, n in zip(extent, (width, height))]
-    blocks = np.floor(means[np.ix_(positions[1], positions[0])])  # (h, w, C): as the challenge pixelates
-    inputs[inside] = np.moveaxis(blocks, 2, 0)
-    outputs = restore_float(
-        predict,
-        torch.from_numpy(inputs.astype(np.uint8)).to(device),
-        torch.from_numpy(known).to(device),
-        precision,
-    )
-    restored = outputs.cpu().numpy()[:, 0] * 255  # (C, h, w)
-    box = (before[0], before[1], before[0] + extent[0], before[1] + extent[1])
-    restored = np.stack([_resize(channel, (width, height), box) for channel in restored], axis=2).astype(np.float64)
-    for _ in range(10):  # alternate between what has these means and what is within [0, 255]
-        restored = np.clip(restored + means - block_means(restored, size), 0, 255)
-    result = pixels.copy()
-    result[y : y + height, x : x + width] = restored.round()
-    return result
-
-
-def _resize(channel, sides, box):
-    return np.asarray(
-        Image.fromarray(channel.astype(np.float32)).resize(tuple(sides), Image.Resampling.BICUBIC, box)
-    ).clip(0, 255)
-
-
-def save_photo(pixels, alpha, profile, path):
-    """What `read_photo` returned, or what became of it, as a PNG with the program's sign."""
+def save_photo(pixels, alpha, profile, path, quality=None):
+    """What `read_photo` returned, or what became of it, as a PNG with the program's sign; with a quality, as a JPEG."""
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
-    if alpha is not None:
+    if alpha is not None and not quality:
         image.putalpha(Image.fromarray(alpha))
     with atomic_write(path) as file:
+        if quality:
+            image.save(file, "JPEG", quality=quality, icc_profile=profile, comment=sign("picture"))
+            return
         text = PngImagePlugin.PngInfo()
         text.add_text("Software", sign("picture"))
         image.save(file, "PNG", icc_profile=profile, pnginfo=text)
@@ -197,32 +89,164 @@ def check_written(paths, *suffixes):
     check_outputs([(path, "picture") for path in written], paths)
 
 
-def depixelate(task, given, paths):
-    """Restore the pixelated rectangle of each photo, and write it beside the photo. Returns the exit status."""
-    check_written(paths, "_depixelated.png", "_before_after.png")
-    (model,), device, precision = load_models(task, given, [])
-    config = task.config
+def in_fours(numbers):
+    """x, y, width and height of each area of a flat list."""
+    return [tuple(numbers[i : i + 4]) for i in range(0, len(numbers), 4)]
+
+
+# ------------------------------------------------------------------------------------------------ restoring
+
+
+def list_files(paths):
+    """[(photo, the same relative to the folder that was named)], of files and of folders, which are walked."""
+    found = []
     for path in paths:
-        pixels, alpha, profile = read_photo(path)
-        area = check_area(config.area, pixels, path) if config.area else find_area(pixels)
-        if area is None:
-            raise UserError(f"{path}: no pixelated rectangle was found; give it with --area X Y WIDTH HEIGHT")
-        result = restore_area(model.predict, pixels, area, device, precision)
-        base = os.path.splitext(path)[0]
-        save_photo(result, alpha, profile, f"{base}_depixelated.png")
+        if not os.path.isdir(path):
+            found.append((path, os.path.basename(path)))
+            continue
+        for folder, subfolders, files in os.walk(path):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            for name in sorted(files):
+                if name.lower().endswith(EXTENSIONS) and not name.startswith(".") and not name.endswith(WRITTEN):
+                    file = os.path.join(folder, name)
+                    found.append((file, os.path.relpath(file, path)))
+    return found
+
+
+def result_base(path, relative, output):
+    """What the names of a photo's results begin with: its own without extension, unless another photo has that too."""
+    stem, extension = os.path.splitext(relative if output else path)
+    own = os.path.splitext(os.path.basename(path))
+    names = os.listdir(os.path.dirname(path) or ".") if os.path.isdir(os.path.dirname(path) or ".") else []
+    twin = any(
+        n != own[0] + own[1] and os.path.splitext(n)[0] == own[0] and n.lower().endswith(EXTENSIONS) for n in names
+    )
+    stem = f"{stem}_{extension[1:]}" if twin else stem
+    return os.path.join(output, stem) if output else stem
+
+
+def find_areas(finder, pixels, device, precision):
+    """The pixelated Areas of a photo: what the finder finds, and what a file has kept to the bit."""
+    found, exact = finder(pixels, device, precision), find_exact(pixels)
+    for area in found:
+        y, x = max(0, area.y - AROUND), max(0, area.x - AROUND)
+        near = find_area(pixels[y : area.y + area.height + AROUND, x : area.x + area.width + AROUND])
+        near = square_area(pixels, (near[0] + x, near[1] + y, *near[2:])) if near else None
+        if near and near.overlap(area) >= SAME and not any(near.overlap(other) for other in exact):
+            exact.append(near)
+    areas = []
+    for area in exact:  # which the finder sees less exactly, or parts of it
+        same = max(found, key=area.overlap, default=None)
+        known = same and area.overlap(same) >= SAME
+        areas.append(replace(area, average=same.average, confidence=same.confidence) if known else area)
+    return areas + [area for area in found if all(area.share_in(other) < SAME for other in exact)]
+
+
+def describe(areas, name):
+    """A line for each area."""
+    for a in areas:
+        width, height = (f"{side:.4g}" for side in (a.block_width, a.block_height))
+        size = width if width == height else f"{width} x {height}"
+        yield f"{name}: area {a.x} {a.y} {a.width} {a.height}, blocks of {size}, confidence {a.confidence:.2f}"
+
+
+def draw_areas(pixels, areas):
+    """The photo in RGB with the areas' edges in red and their grids in yellow."""
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).convert("RGB")
+    pen = ImageDraw.Draw(image)
+    for area in areas:
+        rows, columns = area.lines()
+        right, bottom = area.x + area.width - 1, area.y + area.height - 1
+        for line in columns[1:-1].tolist():
+            pen.line((area.x + line, area.y, area.x + line, bottom), "yellow")
+        for line in rows[1:-1].tolist():
+            pen.line((area.x, area.y + line, right, area.y + line), "yellow")
+        pen.rectangle((area.x, area.y, right, bottom), None, "red", max(1, min(image.size) // 300))
+    return np.asarray(image)
+
+
+def depixelate(task, given, paths):
+    """--depixelate: restore the pixelated areas of photos, and write them beside the photos or to --output.
+
+    Returns 1 where a photo could not be read or written, which does not end the work on the others.
+    """
+    config = task.config
+    files = [(path, result_base(path, relative, config.output)) for path, relative in list_files(paths)]
+    if not files:
+        raise UserError(f"{show(paths[0])}: has no photos (looked for {', '.join(EXTENSIONS)}, also in subfolders)")
+    suffixes = WRITTEN[2:] if config.preview else WRITTEN[:2]
+    check_outputs([(base + suffix, "picture") for _, base in files for suffix in suffixes], [path for path, _ in files])
+    with contextlib.redirect_stdout(sys.stderr if config.json else sys.stdout):
+        (model,), device, precision = load_models(task, given, [])
+    finder = None if config.area else load_finder(config, device)
+    search = partial(find_areas, finder, device=device, precision=precision)
+    restore = partial(restore_area, model.predict, device=device, precision=precision)
+    failed = skipped = 0
+    for path, base in tqdm(files, desc="restoring", unit=" photos", leave=False, disable=len(files) < 2):
+        if not config.overwrite and os.path.exists(base + suffixes[0]):
+            skipped += 1
+            continue
+        try:
+            found = depixelate_photo(config, path, base, search, restore)
+            for line in found:
+                tqdm.write(line)
+        except UserError as error:
+            failed += 1
+            tqdm.write(f"main.py: error: {error}", file=sys.stderr)
+    if skipped or (failed and len(files) > 1):
+        line = f"{failed} of {len(files)} photos failed, {skipped} have results (--overwrite restores them again)"
+        print(line, file=sys.stderr if config.json else sys.stdout)
+    return 1 if failed else 0
+
+
+def load_finder(config, device):
+    """The shipped Finder, with the configured sensitivity; without its file, one that finds nothing."""
+    task = Finding(Finding.Config(sensitivity=config.sensitivity))
+    if not os.path.exists(task.shipped):
+        print(f"{show(task.shipped)} is missing, so only areas are found that a file has kept exactly", file=sys.stderr)
+        return lambda *_: []
+    return load_model(task, task.shipped, set(), device).predict
+
+
+def depixelate_photo(config, path, base, search, restore):
+    """Restore one photo and write what became of it. Yields the lines that tell of it. Raises UserError."""
+    pixels, alpha, profile = read_photo(path)
+    started = time.monotonic()
+    if config.area:
+        areas = [square_area(pixels, check_area(group, pixels, path)) for group in in_fours(config.area)]
+    else:
+        areas = search(pixels)
+    if not config.json:
+        yield from describe(areas, show(path))
+    written = []
+    if areas and config.preview:
+        written = [base + WRITTEN[2]]
+        save_photo(draw_areas(pixels, areas), None, profile, written[0])
+    elif areas:
+        result = pixels
+        for area in sorted(areas, key=lambda area: area.block_width * area.block_height):
+            result = restore(pixels=result, area=area)
         gap = np.full((len(pixels), max(2, pixels.shape[1] // 50), pixels.shape[2]), 255, dtype=np.uint8)
-        save_photo(np.concatenate([pixels, gap, result], axis=1), None, profile, f"{base}_before_after.png")
-        print(
-            f"{show(path)}: restored {area[2]} x {area[3]} pixels at {area[0]}, {area[1]}: "
-            f"{show(base)}_depixelated.png, {show(base)}_before_after.png"
-        )
-    return 0
+        written = [base + suffix for suffix in WRITTEN[:2]]
+        save_photo(result, alpha, profile, written[0])
+        save_photo(np.concatenate([pixels, gap, result], axis=1), None, profile, written[1])
+    if config.json:
+        yield json.dumps({"photo": path, "areas": [asdict(area) for area in areas], "written": written})
+    elif areas:
+        seconds = time.monotonic() - started
+        yield f"{show(path)}: {', '.join(map(show, written))} ({seconds:.1f} s)"
+    else:
+        yield f"{show(path)}: no pixelated area found, so nothing is written; --area X Y WIDTH HEIGHT says where one is"
+
+
+# ------------------------------------------------------------------------------------------------ pixelating
 
 
 def pixelate(task, given, paths):
-    """Pixelate a rectangle of each photo (by default its middle), and write it beside the photo."""
+    """--pixelate: pixelate areas of each photo (by default its middle), and write it beside the photo."""
     config = task.config
-    check_written(paths, "_pixelated.png")
+    suffix = "_pixelated.jpg" if config.quality else "_pixelated.png"
+    check_written(paths, suffix)
     for path in paths:
         pixels, alpha, profile = read_photo(path)
         height, width = pixels.shape[:2]
@@ -230,24 +254,31 @@ def pixelate(task, given, paths):
             raise UserError(f"{path}: smaller than 8 pixels; name a larger photo")
         middle = [max(8, length // 3) for length in (width, height)]  # fewer pixels would not be found again
         start = [min(length // 3, length - extent) for length, extent in zip((width, height), middle)]
-        area = config.area or (*start, *middle)
-        x, y, width, height = check_area(area, pixels, path)
-        size = config.block_size or max(2, min(width, height) // 8)
-        result = pixels.copy()
-        result[y : y + height, x : x + width] = np.floor(block_means(result[y : y + height, x : x + width], size))
-        written = f"{os.path.splitext(path)[0]}_pixelated.png"
-        save_photo(result, alpha, profile, written)
-        print(f"{show(path)}: pixelated {width} x {height} pixels at {x}, {y}, blocks of {size}: {show(written)}")
-        if find_area(result) != (x, y, width, height):
-            print(f"To restore it, say where it is: --depixelate FILE --area {x} {y} {width} {height}")
+        result, written = pixels.copy(), os.path.splitext(path)[0] + suffix
+        for x, y, width, height in in_fours(config.area or (*start, *middle)):
+            check_area((x, y, width, height), pixels, path)
+            size = config.block_size or max(2, min(width, height) // 8)
+            phases = (0.0, 0.0) if config.grid == "rectangle" else (float(-x % size), float(-y % size))
+            pixelate_area(result, Area(x, y, width, height, float(size), float(size), *phases, config.average))
+            print(f"{show(path)}: pixelated {width} x {height} pixels at {x}, {y}, blocks of {size}: {show(written)}")
+        save_photo(result, alpha, profile, written, config.quality)
+        if not config.quality and not config.area and find_area(result) != (*start, *middle):
+            print(f"To restore it, say where it is: --depixelate FILE --area {' '.join(map(str, (*start, *middle)))}")
     return 0
 
 
 ACTIONS = {
     "depixelate": Action(
-        "+", "PHOTO", "restore the pixelated rectangle of photos of any size and colour; see also --area", depixelate
+        "+",
+        "PHOTO|FOLDER",
+        "find and restore the pixelated areas of photos of any size and colour; see also --area, --sensitivity, "
+        "--output, --overwrite, --preview, --json",
+        depixelate,
     ),
     "pixelate": Action(
-        "+", "PHOTO", "pixelate a rectangle of photos, by default the middle; see also --area, --block_size", pixelate
+        "+",
+        "PHOTO",
+        "pixelate areas of photos, by default the middle; see also --area, --block_size, --grid, --average, --quality",
+        pixelate,
     ),
 }

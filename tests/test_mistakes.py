@@ -15,7 +15,7 @@ from PIL import Image
 
 import main as entry
 from datasets import block_means
-from tasks import challenge, images, own_photos
+from tasks import areas, challenge, images
 from tasks.evaluation import load_models
 from tasks.outputs import made_here
 from utils import ROOT, UserError
@@ -321,8 +321,8 @@ def test_a_flat_area_is_no_pixelation():
     pixels[:70, 70:] = 250  # a sky
     area = slice(90, 130), slice(100, 140)
     pixels[area] = np.floor(block_means(pixels[area], 8))
-    assert own_photos.find_area(pixels) == (100, 90, 40, 40)
-    assert own_photos.find_area(np.full((50, 50, 1), 7, np.uint8)) is None
+    assert areas.find_area(pixels) == (100, 90, 40, 40)
+    assert areas.find_area(np.full((50, 50, 1), 7, np.uint8)) is None
 
 
 @pytest.mark.parametrize("width, height", [(8, 8), (8, 500), (500, 8), (20, 20), (9, 31)])
@@ -345,5 +345,5 @@ def test_block_sizes_of_large_rectangles():
     for size in (2, 7, 64):
         values = blocks.repeat(size, axis=0)[:900].repeat(size, axis=1)[:, :800]
         started = time.monotonic()
-        assert own_photos.estimate_block_size(values) == size
+        assert areas.estimate_block_size(values) == size
         assert time.monotonic() - started < 5  # it took 20 s when each size meant a pass over the pixels

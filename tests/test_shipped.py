@@ -20,7 +20,7 @@ from utils import ROOT, config_from_dict, load_checkpoint
 NAMES = ("photos", "small", "BasicCNN", "DeePixV1")
 OTHERS = {"MNIST": "accuracy", "FashionMNIST": "accuracy"}  # other tasks' models: their score
 OTHERS |= {"denoising": "mae", "denoising_skip": "mae", "denoising_unet": "mae"}
-OTHERS |= {"SR": "psnr_y", "BasicSRModel": "psnr_y"}
+OTHERS |= {"SR": "psnr_y", "BasicSRModel": "psnr_y", "finder": "f1"}
 
 IN_REPOSITORY = os.path.exists(os.path.join(ROOT, ".git")) or os.path.exists(os.path.join(ROOT, "models", "small.pt"))
 pytestmark = pytest.mark.skipif(not IN_REPOSITORY, reason="what --zip made to be handed in holds one model")

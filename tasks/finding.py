@@ -1,0 +1,193 @@
+"""Finding: where a photo is pixelated, and in which blocks. What --depixelate restores comes of this."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tasks import Task
+from tasks.evaluation import Measurement, Model, plot_columns, save_figure
+from tasks.finder import Finder, MosaicNet, find_flat
+from tasks.images import held_out_digests, image_source, images_with_truth
+from tasks.mosaics import FORMATS, MosaicCrops, MosaicPhotos
+from utils import ROOT, Config, inherited, key
+
+FOUND = 0.7  # intersection over union from which on an area is found
+BLOCKS = ((2, 6), (6, 12), (12, 24), (24, 97))  # sides in pixels, by which --evaluate tells them apart
+
+
+@dataclass
+class FindingConfig(Config):
+    """The keys of finding."""
+
+    task: str = inherited("task", "finding")
+    name: str = inherited("name", "finding")
+    network: str = key("MosaicNet", "the architecture", choices=("MosaicNet",))
+    crops: int = key(8000, "training pictures in an epoch, made of the photos in turn", minimum=1, maximum=10**7)
+    pictures: int = key(200, "pictures made to measure on", minimum=4, maximum=10**5)
+    batch_size: int = inherited("batch_size", 16)
+    learning_rate: float = inherited("learning_rate", 2e-3)
+    synthetic_images: int = inherited("synthetic_images", 2000)
+    sensitivity: float = key(
+        0.5,
+        "of finding areas, 0 to 1; more finds more, and more that is none",
+        minimum=0.01,
+        maximum=0.99,
+        command=True,
+    )
+
+
+def losses_of(maps, cells, labels, sides, averages, weights):
+    """(cross entropy of area and edge; smooth L1 of the log2 of sides and cross entropy of averages, inside areas).
+
+    maps, cells: MosaicNet's outputs; the others as MosaicCrops has them, batched. Edges are told within areas only.
+    """
+    truth = torch.cat([labels > 0, labels == 2], dim=1).float()
+    weights = F.interpolate(weights, scale_factor=4) * torch.cat([torch.ones_like(labels), labels > 0], dim=1)
+    found = (F.binary_cross_entropy_with_logits(maps.float(), truth, reduction="none") * weights).mean()
+    inside = averages >= 0
+    if not inside.any():
+        return found, cells.sum() * 0
+    cells = cells.float().movedim(1, -1)[inside]
+    grids = F.smooth_l1_loss(cells[:, :2], sides.movedim(1, -1)[inside], beta=0.1)
+    return found, grids + 0.1 * F.cross_entropy(cells[:, 2:], averages[inside])
+
+
+class Finding(Task):
+    """Say of each pixel whether it is pixelated. A batch: what MosaicCrops has, (N, 1, 256, 256) uint8 and so on."""
+
+    Config = FindingConfig
+    summary = "find the pixelated areas of photos, for --depixelate"
+    networks = {"MosaicNet": MosaicNet}
+    scores = ("f1", "found", "false", "size_error")
+    higher_is_better = True
+    shipped = os.path.join(ROOT, "models", "finder.pt")
+
+    def example_input(self):
+        return torch.zeros(1, 1, 64, 64)
+
+    def prepare(self):
+        config = self.config
+        cache, train_indices, validation_indices = image_source(config, colour=True)
+        self.held_out = held_out_digests(cache, train_indices, validation_indices)
+        self.training_set = MosaicCrops(cache, train_indices, config.seed, config.crops, config.max_images)
+        self.validation_set = MosaicPhotos(cache, validation_indices, config.pictures)
+
+    def count_images(self):
+        return min(len(self.training_set.indices), self.config.max_images or self.config.crops)
+
+    def loss(self, part, parts, batch):
+        luma, labels, sides, averages, weights = batch
+        found, grids = losses_of(*parts[part](luma.float() / 255), labels, sides, averages, weights)
+        return {"train_loss": found + 0.2 * grids, "mask_loss": found}, found.new_tensor(len(luma), dtype=torch.float64)
+
+    # ---------------------------------------------------------------------------------------------- measuring
+
+    def predictor(self, network, made):
+        return Finder(network, sensitivity=self.config.sensitivity)
+
+    def measure(self, predictors, dataset, device, precision):
+        """figures: per picture, F1 (1 where there is nothing and nothing is found), share of areas found (1 where there
+        are none), false areas, mean relative error of the blocks' sides. details: of the areas of all pictures, rows of
+        (index of the format, blocks' mean side), and of each predictor whether it was found."""
+        predictors = [Finder(each) if isinstance(each, MosaicNet) else each for each in predictors]
+        rows, seconds, sample, areas_of_all = [], np.zeros(len(predictors)), [], []
+        for i in tqdm(range(len(dataset)), desc="validation", unit=" pictures", leave=False):
+            pixels, truth, file = dataset[i]
+            row, hits = [], []
+            for k, finder in enumerate(predictors):
+                seconds[k] -= time.perf_counter()
+                areas = finder(pixels, device, precision)
+                seconds[k] += time.perf_counter()
+                figures, hit = compare_areas(areas, truth)
+                row.append(figures)
+                hits.append(hit)
+                if k == 0 and len(sample) < 8:
+                    sample.append((pixels, truth, areas))
+            rows.append(row)
+            for n, area in enumerate(truth):
+                side = (area.block_width + area.block_height) / 2
+                areas_of_all.append([list(FORMATS).index(file), side, *(hit[n] for hit in hits)])
+        figures = {name: np.array([[cell[j] for cell in row] for row in rows]).T for j, name in enumerate(self.scores)}
+        return Measurement(figures, seconds, sample, np.array(areas_of_all))
+
+    def reference(self, row):
+        return (
+            f"{row['found']:.1%} found, {row['false']:.3f} false areas a picture, sizes off by {row['size_error']:.1%}"
+        )
+
+    def evaluation_set(self, given, models):
+        cache, indices, source = images_with_truth(self.config, given, models, colour=True)
+        count = self.config.pictures
+        return MosaicPhotos(cache, indices, count), f"{count} pictures made of {source}; found: IoU of {FOUND} or more"
+
+    def compared(self, models, device):
+        alone = [
+            Model(f"{model.name}, no fit", Finder(model.predict.network, False, self.config.sensitivity))
+            for model in models
+            if model.config
+        ]
+        return [*models, *alone, Model("no network", find_flat)]
+
+    def report(self, models, measured):
+        width = max(len(model.name) for model in models)
+        details = measured.details
+        groups = [(name, details[:, 0] == i) for i, name in enumerate(FORMATS)]
+        groups += [(f"{a} to {b} px", (a <= details[:, 1]) & (details[:, 1] < b)) for a, b in BLOCKS]
+        print(f"\n{'share of areas found':{width}} " + " ".join(f"{name:>14}" for name, _ in groups))
+        print(f"{'areas':{width}} " + " ".join(f"{members.sum():14,}" for _, members in groups))
+        for k, model in enumerate(models):
+            cells = (f"{details[members, 2 + k].mean():14.1%}" if members.any() else " " * 14 for _, members in groups)
+            print(f"{model.name:{width}} " + " ".join(cells))
+        return super().report(models, measured)
+
+    # ---------------------------------------------------------------------------------------------- drawing
+
+    def plot_log(self, rows, path):
+        columns = (
+            ("train_loss", "training loss"),
+            ("found", "share of areas found"),
+            ("false", "false areas a picture"),
+        )
+        plot_columns(rows, columns, path)
+
+    def plot_samples(self, sample, path):
+        """A sheet: pictures with their areas (white) and those that were found (black)."""
+        figure = Figure(figsize=(12, 6.2), layout="constrained")
+        for axes, (pixels, truth, areas) in zip(figure.subplots(2, 4).flat, sample):
+            axes.imshow(pixels)
+            axes.set(xticks=[], yticks=[])
+            for area, colour in [(a, "white") for a in truth] + [(a, "black") for a in areas]:
+                style = {"fill": False, "edgecolor": colour, "linestyle": "-" if colour == "white" else "--"}
+                axes.add_patch(Rectangle((area.x, area.y), area.width, area.height, linewidth=1.5, **style))
+        save_figure(figure, path)
+
+
+def compare_areas(areas, truth):
+    """((F1, share found, false, error of size), [1 or 0 for each true area]) of the Areas found in one picture."""
+    left, hits, errors = list(areas), [], []
+    for area in truth:
+        best = max(left, key=area.overlap, default=None)
+        hit = best is not None and area.overlap(best) >= FOUND
+        hits.append(int(hit))
+        if hit:
+            left.remove(best)
+            pairs = ((best.block_width, area.block_width), (best.block_height, area.block_height))
+            errors += [abs(a / b - 1) for a, b in pairs]
+    total = len(areas) + len(truth)
+    f1 = 2 * sum(hits) / total if total else 1.0
+    return (
+        f1,
+        sum(hits) / len(hits) if hits else 1.0,
+        float(len(left)),
+        float(np.mean(errors)) if errors else 0.0,
+    ), hits
+
+
+TASK = Finding

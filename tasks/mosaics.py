@@ -1,0 +1,309 @@
+"""Pixelated areas of all kinds that programs make, at known places: to train and to measure the finder on."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.utils.data import Dataset
+
+from synthetic import synthetic_colour_image
+
+AVERAGES = (
+    "srgb",
+    "linear",
+    "center",
+)  # a block's value: mean of its sRGB values, of its light (GIMP), its middle pixel
+GRIDS = ("rectangle", "picture")  # where the grid of blocks begins
+SIDES = (4, 64)  # of blocks when they are made, in pixels
+SCALES = (0.5, 1.5)  # of a picture after it was pixelated
+FORMATS = {"PNG": None, "JPEG 95": (95, 0), "JPEG 80": (80, 2), "scaled JPEG 80": (80, 2)}  # quality, subsampling
+VISIBLE = 3.0  # grey levels, deviation of the blocks' values: of less, as of a clear sky, nothing is to be seen
+LARGE = 10_000  # pixels of an area; smaller ones have more weight in training
+EDGE = 2  # pixels along the inside of an area's edges, which the finder learns to tell from the rest
+
+
+@dataclass
+class Area:
+    """A pixelated rectangle of a photo, in pixels; what is fractional comes of scaling after pixelation."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    block_width: float
+    block_height: float
+    phase_x: float = 0.0  # from x to the first line of the grid at or right of it
+    phase_y: float = 0.0
+    average: str | None = None  # of AVERAGES, where that is known
+    confidence: float = 1.0
+
+    def lines(self):
+        """Where blocks begin and the area ends, relative to it: (rows, columns), increasing int64 arrays from 0."""
+        return (
+            grid_lines(self.height, self.block_height, self.phase_y),
+            grid_lines(self.width, self.block_width, self.phase_x),
+        )
+
+    def box(self):
+        """As slices of (H, W, ...) arrays."""
+        return slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
+
+    def scaled(self, scale, width, height):
+        """The same area after the whole picture, then width x height pixels, was scaled."""
+        left, top = round(self.x * scale), round(self.y * scale)
+        right, bottom = round((self.x + self.width) * scale), round((self.y + self.height) * scale)
+        sides = self.block_width * scale, self.block_height * scale
+        phases = (self.x + self.phase_x) * scale - left, (self.y + self.phase_y) * scale - top
+        right, bottom = min(right, width), min(bottom, height)
+        return Area(
+            left, top, right - left, bottom - top, *sides, *(p % s for p, s in zip(phases, sides)), self.average
+        )
+
+    def _shared(self, other):
+        width = min(self.x + self.width, other.x + other.width) - max(self.x, other.x)
+        height = min(self.y + self.height, other.y + other.height) - max(self.y, other.y)
+        return max(0, width) * max(0, height)
+
+    def overlap(self, other):
+        """Intersection over union of two areas."""
+        shared = self._shared(other)
+        return shared / (self.width * self.height + other.width * other.height - shared)
+
+    def share_in(self, other):
+        """The share of this area that lies in another one."""
+        return self._shared(other) / (self.width * self.height)
+
+
+def grid_lines(length, side, phase):
+    """0, the lines phase + k * side within (0, length), rounded, and length."""
+    lines = np.rint(np.arange(phase, length, side)).astype(np.int64)
+    return np.unique(np.concatenate([[0], lines[(lines > 0) & (lines < length)], [length]]))
+
+
+def means_between(values, rows, columns):
+    """The mean of each cell between these lines, float64: (H, W, ...) -> (len(rows) - 1, len(columns) - 1, ...)."""
+    sums = np.add.reduceat(np.add.reduceat(values, rows[:-1], axis=0, dtype=np.float64), columns[:-1], axis=1)
+    counts = np.diff(rows)[:, None] * np.diff(columns)
+    return sums / counts.reshape(*counts.shape, *[1] * (values.ndim - 2))
+
+
+def spread_between(cells, rows, columns):
+    """The value of each cell in the place of its pixels: the inverse of `means_between`, for constant cells."""
+    return cells.repeat(np.diff(rows), axis=0).repeat(np.diff(columns), axis=1)
+
+
+def to_light(values):
+    """sRGB values, 0 to 255, to linear light on the same scale (IEC 61966-2-1)."""
+    values = np.asarray(values, dtype=np.float64) / 255
+    return 255 * np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def from_light(values):
+    """The inverse of `to_light`."""
+    values = np.clip(values, 0, None) / 255
+    return 255 * np.where(values <= 0.0031308, values * 12.92, 1.055 * values ** (1 / 2.4) - 0.055)
+
+
+LIGHT = to_light(np.arange(256))
+
+
+def pixelate_area(pixels, area):
+    """Replace the area's blocks by their value, in place, floored as the challenge does it. pixels: (H, W, C) uint8."""
+    values, (rows, columns) = pixels[area.box()], area.lines()
+    if area.average == "center":
+        middle = [(lines[:-1] + lines[1:]) // 2 for lines in (rows, columns)]
+        cells = values[np.ix_(*middle)]
+    elif area.average == "linear":
+        cells = from_light(means_between(LIGHT[values], rows, columns)).round()
+    else:
+        cells = np.floor(means_between(values, rows, columns))
+    pixels[area.box()] = spread_between(cells, rows, columns)
+
+
+def compress(pixels, quality, subsampling):
+    """(H, W, C) uint8 after a JPEG of this quality (1 to 100) and chroma subsampling (0: 4:4:4, 2: 4:2:0)."""
+    file = io.BytesIO()
+    _to_image(pixels).save(file, "JPEG", quality=quality, subsampling=subsampling)
+    return np.asarray(Image.open(file)).reshape(pixels.shape)
+
+
+def _to_image(pixels):
+    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+
+
+# ------------------------------------------------------------------------------------------------ random areas
+
+
+def draw_areas(rng, width, height, count):
+    """Up to `count` random areas of a picture, which may touch but not overlap: a list of Area."""
+    areas = []
+    for _ in range(4 * count):
+        if len(areas) == count:
+            break
+        side = int(round(np.exp(rng.uniform(*np.log(SIDES)))))
+        largest = min(width, height)
+        side = min(side, largest // 3)
+        blocks = np.exp(rng.uniform(np.log(3), np.log(24), 2))
+        extent = [int(min(max(12, n * side), length)) for n, length in zip(blocks, (width, height))]
+        x, y = (int(rng.integers(0, length - n + 1)) for n, length in zip(extent, (width, height)))
+        if areas and rng.random() < 0.3:  # it touches the last one
+            x, y = areas[-1].x + areas[-1].width, areas[-1].y
+        if x + extent[0] > width or y + extent[1] > height:
+            continue
+        phases = (0.0, 0.0) if rng.random() < 0.6 else (float(-x % side), float(-y % side))
+        area = Area(x, y, *extent, float(side), float(side), *phases, AVERAGES[int(rng.choice(3, p=(0.5, 0.3, 0.2)))])
+        if not any(area.overlap(other) for other in areas):
+            areas.append(area)
+    return areas
+
+
+def draw_distractor(rng, side):
+    """A picture that looks pixelated and is not, (side, side, 3) uint8: pixel art, a screen, a wall of tiles."""
+    kind, unit = rng.integers(4), int(rng.integers(3, 13))
+    if kind == 0:  # letters of hard-edged dots
+        small = -(-side // unit)
+        image = Image.new("RGB", (small, small), tuple(rng.integers(0, 256, 3).tolist()))
+        pen, font = ImageDraw.Draw(image), ImageFont.load_default(10)
+        pen.fontmode = "1"
+        for top in range(0, small, 11):
+            text = "".join(map(chr, rng.integers(33, 127, small // 4)))
+            pen.text((int(rng.integers(-5, 3)), top), text, tuple(rng.integers(0, 256, 3).tolist()), font)
+        return np.asarray(image.resize((small * unit, small * unit), Image.Resampling.NEAREST))[:side, :side]
+    if kind == 1:  # windows, buttons, tables
+        image = Image.new("RGB", (side, side), tuple(rng.integers(0, 256, 3).tolist()))
+        pen, font = ImageDraw.Draw(image), ImageFont.load_default(int(rng.integers(9, 16)))
+        for _ in range(int(rng.integers(5, 40))):
+            x, y, w, h = rng.integers(0, side, 2).tolist() + rng.integers(4, side // 2, 2).tolist()
+            pen.rectangle((x, y, x + w, y + h), tuple(rng.integers(0, 256, 3).tolist()), "black", int(rng.integers(2)))
+            pen.text((x + 2, y + 2), "".join(map(chr, rng.integers(65, 123, 12))), (0, 0, 0), font)
+        return np.asarray(image)
+    tones = rng.normal(rng.uniform(60, 200), rng.uniform(5, 40), (side // unit + 2, side // unit + 2, 1))
+    wall = np.clip(tones + rng.normal(0, 5, (1, 1, 3)), 0, 255).repeat(unit, axis=0).repeat(unit, axis=1)
+    wall = wall[:side, :side].copy()
+    y, x = np.ogrid[:side, :side]
+    if kind == 2:  # tiles or bricks with joints
+        joint = int(rng.integers(1, 3))
+        shift = (y // unit % 2) * (unit // 2) * int(rng.integers(2))
+        wall[((y % unit < joint) | ((x + shift) % unit < joint)) & np.ones((side, side), dtype=bool)] = rng.uniform(
+            0, 255
+        )
+    else:  # a checked or woven cloth
+        wall = wall * 0 + tones[0, 0] + 40 * (np.sign(np.sin(x * np.pi / unit)) + np.sin(y * np.pi / unit))[:, :, None]
+    return np.clip(wall + rng.normal(0, rng.uniform(0.5, 6), wall.shape), 0, 255).astype(np.uint8)
+
+
+class Mosaics(Dataset):
+    """Pictures with known pixelated areas, made of a cache of photos in colour (see datasets.CachedCrops).
+
+    `make(rng, photo, kind)` is what both kinds of datasets share.
+    """
+
+    def __init__(self, cache, indices, seed):
+        self.cache, self.indices, self.seed = cache, indices, seed
+        self.names = [cache.names[index] for index in indices]
+
+    def source(self, rng, photo, side):
+        """A piece of a photo as (side, side, 3) uint8, at a random scale; now and then a drawn image."""
+        if rng.random() < 0.03:
+            return synthetic_colour_image(self.seed, int(rng.integers(2**31)), side)
+        height, width = photo.shape[:2]
+        cut = min(height, width, max(48, side * np.exp(rng.uniform(np.log(0.5), np.log(2)))))
+        x, y = rng.random() * (width - cut), rng.random() * (height - cut)
+        image = Image.fromarray(np.ascontiguousarray(np.broadcast_to(photo, (height, width, 3))))
+        image = image.resize((side, side), Image.Resampling.BICUBIC, (x, y, x + cut, y + cut))
+        return np.asarray(image)[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
+
+    def make(self, rng, photo, side, file, count, mosaic=True):
+        """(pixels, (side, side, 3) uint8; list of Area). file: a key of FORMATS, or None for any in between. mosaic
+        False: the same picture before it was pixelated.
+        """
+        scale = float(np.exp(rng.uniform(*np.log(SCALES)))) if file == "scaled JPEG 80" else 1.0
+        scale = float(np.exp(rng.uniform(*np.log(SCALES)))) if file is None and rng.random() < 0.4 else scale
+        first = -(-side // scale) if scale != 1 else side
+        if count == 0 and rng.random() < 0.5:
+            pixels = draw_distractor(rng, int(first)).copy()
+        else:
+            pixels = self.source(rng, photo, int(first)).copy()
+        if rng.random() < 0.3:  # photos have been JPEGs before
+            pixels = compress(pixels, int(rng.integers(20, 96)), int(rng.choice((0, 2)))).copy()
+        areas = draw_areas(rng, *pixels.shape[1::-1], count)
+        areas = [area for area in areas if means_between(pixels[area.box()], *area.lines()).std() >= VISIBLE]
+        for area in areas if mosaic else ():
+            pixelate_area(pixels, area)
+        if scale != 1:
+            kind = Image.Resampling.BICUBIC if rng.random() < 0.5 else Image.Resampling.BILINEAR
+            pixels = np.asarray(Image.fromarray(pixels).resize((side, side), kind))
+            areas = [area.scaled(side / first, side, side) for area in areas]
+        lossy = FORMATS[file] if file else (int(rng.integers(60, 101)), int(rng.choice((0, 2))))
+        if lossy and (file or rng.random() < 0.7):
+            pixels = compress(pixels, *lossy)
+        return pixels, areas
+
+
+class MosaicCrops(Mosaics):
+    """Training samples: a function of their key (epoch, i) and of the seed.
+
+    luma, (1, S, S) uint8; labels, (1, S, S) uint8: 0 none, 1 inside of an area, 2 its edge; log2 of the blocks' width
+    and height, (2, S/4, S/4) float32, 0 outside; index of the average, (S/4, S/4) int64, -1 outside; weights of the
+    pixels, (1, S/4, S/4) float32, larger in small areas.
+    """
+
+    SIDE = 256
+
+    def __init__(self, cache, indices, seed, crops, distinct=None):
+        super().__init__(cache, indices, seed)
+        self.crops, self.distinct = crops, distinct
+
+    def __len__(self):
+        return self.crops
+
+    def __getitem__(self, key):
+        epoch, i = key if self.distinct is None else (0, key[1] % self.distinct)
+        rng = np.random.default_rng((self.seed, epoch, i))
+        photo = self.cache[self.indices[(epoch * self.crops + i) % len(self.indices)]]
+        pixels, areas = self.make(rng, photo, self.SIDE, None, int(rng.choice(4, p=(0.2, 0.4, 0.25, 0.15))))
+        labels = np.zeros((self.SIDE, self.SIDE), dtype=np.uint8)
+        sides = np.zeros((2, self.SIDE // 4, self.SIDE // 4), dtype=np.float32)
+        averages = np.full((self.SIDE // 4, self.SIDE // 4), -1, dtype=np.int64)
+        weights = np.ones((1, self.SIDE // 4, self.SIDE // 4), dtype=np.float32)
+        for area in areas:
+            labels[area.box()] = 2
+            labels[area.y + EDGE : area.y + area.height - EDGE, area.x + EDGE : area.x + area.width - EDGE] = 1
+            rows, columns = area.box()
+            cells = slice(rows.start // 4, -(-rows.stop // 4)), slice(columns.start // 4, -(-columns.stop // 4))
+            sides[0][cells], sides[1][cells] = np.log2([area.block_width, area.block_height])
+            averages[cells] = AVERAGES.index(area.average)
+            weights[0][cells] = np.clip((LARGE / (area.width * area.height)) ** 0.5, 1, 8)
+        luma = np.asarray(Image.fromarray(pixels).convert("L"))
+        return tuple(map(torch.from_numpy, (luma[None].copy(), labels[None], sides, averages, weights)))
+
+
+class MosaicPhotos(Mosaics):
+    """Pictures to measure on: item i is (pixels, (SIDE, SIDE, 3) uint8; areas; file, a key of FORMATS).
+
+    They are a function of i and the seed; each format is as frequent, and every fifth picture has no area.
+    """
+
+    SIDE = 384
+
+    def __init__(self, cache, indices, count, seed=0):
+        super().__init__(cache, indices, seed)
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        return *self._make(i, True), list(FORMATS)[i % len(FORMATS)]
+
+    def truth(self, i):
+        """Item i as it was before it was pixelated, scaled and stored alike."""
+        return self._make(i, False)[0]
+
+    def _make(self, i, mosaic):
+        rng = np.random.default_rng((self.seed, 7, i))
+        photo = self.cache[self.indices[i % len(self.indices)]]
+        count = 0 if i // len(FORMATS) % 5 == 4 else int(rng.integers(1, 4))
+        return self.make(rng, photo, self.SIDE, list(FORMATS)[i % len(FORMATS)], count, mosaic)

@@ -1,0 +1,335 @@
+"""Pixelated areas of all kinds: made, found, and restored; and the task that trains the finder."""
+
+import csv
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+import wild
+from conftest import contents, save_photo
+from PIL import Image
+
+import main as entry
+from synthetic import synthetic_colour_image
+from tasks import finder as finding_areas
+from tasks.areas import block_values, keep_values
+from tasks.finder import MosaicNet, find_flat, find_regions, fit_area, fit_grid, predict_maps, region_boxes
+from tasks.finding import Finding, compare_areas, losses_of
+from tasks.mosaics import (
+    FORMATS,
+    Area,
+    MosaicCrops,
+    MosaicPhotos,
+    compress,
+    draw_areas,
+    from_light,
+    grid_lines,
+    means_between,
+    pixelate_area,
+    spread_between,
+    to_light,
+)
+from tasks.own_photos import read_photo
+from utils import ROOT
+
+CPU = torch.device("cpu")
+
+
+class Photos:
+    """Stands for a cache."""
+
+    names = ["a", "b", "c"]
+
+    def __getitem__(self, index):
+        return synthetic_colour_image(11, index, 200)
+
+
+# ------------------------------------------------------------------------------------------------ making areas
+
+
+def test_grids():
+    assert grid_lines(10, 4, 0).tolist() == [0, 4, 8, 10]
+    assert grid_lines(10, 4, 2).tolist() == [0, 2, 6, 10]
+    assert grid_lines(10, 3.4, 0).tolist() == [0, 3, 7, 10]
+    values = np.arange(24.0).reshape(4, 6, 1)
+    rows, columns = np.array([0, 1, 4]), np.array([0, 2, 6])
+    means = means_between(values, rows, columns)
+    assert means[0, 0, 0] == 0.5 and means[1, 1, 0] == values[1:, 2:].mean()
+    assert np.array_equal(means_between(spread_between(means, rows, columns), rows, columns), means)
+    a = Area(10, 10, 20, 20, 4.0, 4.0)
+    assert a.overlap(a) == 1 and a.overlap(Area(30, 10, 20, 20, 4.0, 4.0)) == 0
+    assert a.overlap(Area(20, 10, 20, 20, 4.0, 4.0)) == pytest.approx(1 / 3)
+    b = a.scaled(0.5, 100, 100)
+    assert (b.x, b.y, b.width, b.height, b.block_width) == (5, 5, 10, 10, 2)
+
+
+def test_light():
+    assert np.allclose(from_light(to_light(np.arange(256))), np.arange(256))
+    assert to_light(188) == pytest.approx(255 / 2, abs=1)  # half the light
+
+
+@pytest.mark.parametrize("average", ["srgb", "linear", "center"])
+def test_pixelated_areas(average):
+    pixels = synthetic_colour_image(1, 2, 64)
+    result, area = pixels.copy(), Area(5, 7, 30, 22, 8.0, 8.0, 3.0, 1.0, average)
+    pixelate_area(result, area)
+    block = result[8:16, 8:16]  # of the grid of the picture, from (5 + 3, 7 + 1) on
+    assert (block == block[0, 0]).all() and (result[7, 5:8] == result[7, 5]).all()
+    outside = np.ones(pixels.shape[:2], dtype=bool)
+    outside[area.box()] = False
+    assert np.array_equal(result[outside], pixels[outside])
+    truth = pixels[8:16, 8:16].astype(float)
+    expected = {"srgb": truth.mean((0, 1)), "linear": from_light(to_light(truth).mean((0, 1))), "center": truth[4, 4]}
+    assert np.abs(block[0, 0] - expected[average]).max() <= 1
+    values, tolerance = block_values(result, area)
+    assert tolerance == 0 and np.array_equal(spread_between(values, *area.lines()), result[area.box()])
+    lossy, rough = block_values(compress(result, 70, 2), area)
+    assert 0 < rough < 12 and np.abs(lossy - values).mean() < 8
+    kept = keep_values(truth_of(pixels, area), values, 0.0, area)
+    if average != "center":
+        means = means_between(to_light(kept) if average == "linear" else kept, *area.lines())
+        means = from_light(means) if average == "linear" else means
+        assert np.abs(means - values).max() < 0.5
+    loose = keep_values(truth_of(pixels, area), values, 300.0, area)
+    assert np.allclose(loose, truth_of(pixels, area))  # a tolerance that allows everything changes nothing
+
+
+def truth_of(pixels, area):
+    return pixels[area.box()].astype(float)
+
+
+def test_drawn_areas_do_not_overlap():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        areas = draw_areas(rng, 256, 256, 3)
+        assert all(0 <= a.x and a.x + a.width <= 256 and a.y + a.height <= 256 for a in areas)
+        assert not any(a.overlap(b) for i, a in enumerate(areas) for b in areas[:i])
+
+
+def test_samples_follow_their_key():
+    crops = MosaicCrops(Photos(), [0, 1, 2], 5, 10)
+    for i in range(6):
+        one, two = crops[(1, i)], crops[(1, i)]
+        assert all(map(torch.equal, one, two)) and not torch.equal(one[0], crops[(2, i)][0])
+        luma, labels, sides, averages, weights = one
+        assert luma.shape == labels.shape == (1, 256, 256) and sides.shape == (2, 64, 64)
+        assert set(labels.unique().tolist()) <= {0, 1, 2} and averages.min() >= -1
+        assert ((sides[0] > 0) == (averages >= 0)).all() and weights.min() == 1 and weights.max() <= 8
+    pictures = MosaicPhotos(Photos(), [0, 1, 2], 20)
+    kinds = [pictures[i] for i in range(20)]
+    assert [file for _, _, file in kinds[:4]] == list(FORMATS)
+    assert not any(areas for _, areas, _ in kinds[16:]) and sum(bool(areas) for _, areas, _ in kinds) >= 12
+    pixels, areas, _ = kinds[0]
+    inside = np.zeros(pixels.shape[:2], dtype=bool)
+    for area in areas:
+        inside[area.box()] = True
+    assert np.array_equal(pictures.truth(0)[~inside], pixels[~inside])
+
+
+# ------------------------------------------------------------------------------------------------ finding areas
+
+
+def test_regions():
+    mask = np.zeros((60, 70), dtype=bool)
+    mask[5:20, 6:30] = mask[5:20, 40:64] = True  # two
+    mask[30:55, 5:20] = mask[45:55, 5:60] = True  # an L
+    mask[50, 68] = True  # a speck
+    assert len(find_regions(mask)) == 4
+    boxes = sorted(tuple(map(int, box)) for box in region_boxes(mask))
+    assert boxes[0] == (5, 20, 6, 30) and boxes[1] == (5, 20, 40, 64) and len(boxes) == 4
+    u = np.zeros((10, 11), dtype=bool)
+    u[:, 1] = u[:, 8] = u[9, 1:9] = True  # joined in the last row only
+    assert len(find_regions(u)) == 1 and find_regions(np.zeros((5, 5), dtype=bool)) == []
+
+
+@pytest.mark.parametrize(
+    "side, scale, quality", [(5, 1.0, 90), (9, 1.0, 70), (16, 0.7, 85), (24, 1.3, 80), (64, 1.0, 75)]
+)
+def test_grids_are_fitted(side, scale, quality):
+    """With and without a guess; in JPEGs, scaled."""
+    pixels = np.ascontiguousarray(np.tile(synthetic_colour_image(3, 8, 128), (3, 3, 1)))
+    area = Area(20, 30, 5 * side + 3, 4 * side, float(side), float(side), 3.0, 0.0)
+    pixelate_area(pixels, area)
+    size = round(384 * scale)
+    image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC) if scale != 1 else pixels
+    area = area.scaled(scale, size, size)
+    luma = finding_areas.to_luma(compress(np.asarray(image), quality, 2))
+    box = area.y, area.y + area.height, area.x, area.x + area.width
+    for guess in (None, (1.1 * area.block_width, 0.92 * area.block_height)):
+        found = fit_area(luma, box, guess)
+        assert found.block_width == pytest.approx(area.block_width, rel=0.06)
+        assert found.block_height == pytest.approx(area.block_height, rel=0.06)
+        assert found.overlap(area) > 0.85
+
+
+def test_no_grid_is_no_area():
+    assert fit_grid(np.zeros(30)) is None and fit_area(np.zeros((4, 4), np.uint8), (0, 4, 0, 4)) is None
+    noise = np.random.default_rng(0).integers(0, 255, (100, 100, 3)).astype(np.uint8)
+    assert find_flat(noise) == []
+    area = Area(20, 30, 40, 40, 8.0, 8.0)
+    pixelate_area(noise, area)
+    (found,) = find_flat(noise)
+    assert found.overlap(area) > 0.9 and found.block_width == pytest.approx(8, rel=0.03)
+
+
+def test_network_and_loss():
+    network = MosaicNet().eval()
+    assert sum(p.numel() for p in network.parameters()) < 500_000
+    luma = synthetic_colour_image(1, 1, 130)[:, :, 0]
+    torch.nn.init.normal_(network.unet.last.weight, std=0.1)
+    chances, cells = predict_maps(network, luma, CPU, torch.float32)
+    assert chances.shape == (2, 130, 130) and cells.shape == (5, 33, 33) and 0 <= chances.min() <= chances.max() <= 1
+    truth = torch.zeros(1, 1, 8, 8), torch.zeros(1, 2, 2, 2), torch.full((1, 2, 2), -1), torch.ones(1, 1, 2, 2)
+    maps, coarse = torch.full((1, 2, 8, 8), -20.0), torch.zeros(1, 5, 2, 2)
+    assert losses_of(maps, coarse, *truth)[0] < 1e-6 and losses_of(maps, coarse, *truth)[1] == 0
+    assert losses_of(-maps, coarse, *truth)[0] > 9
+
+
+def test_photos_in_tiles(monkeypatch):
+    """Cut into tiles, a photo gets the same maps as at once."""
+    torch.manual_seed(0)
+    network = MosaicNet((8, 8), (1, 1)).eval()
+    torch.nn.init.normal_(network.unet.last.weight, std=0.1)
+    luma = synthetic_colour_image(2, 2, 300)[:, :, 1]
+    whole = predict_maps(network, luma, CPU, torch.float32)
+    monkeypatch.setattr(finding_areas, "TILE", 128)
+    monkeypatch.setattr(finding_areas, "MARGIN", 64)
+    tiled = predict_maps(network, luma, CPU, torch.float32)
+    assert all(np.abs(a.astype(float) - b).max() < 2e-3 for a, b in zip(whole, tiled))
+
+
+def test_figures():
+    truth = [Area(0, 0, 20, 20, 4.0, 4.0), Area(50, 50, 20, 20, 4.0, 4.0)]
+    figures, hits = compare_areas([Area(1, 0, 20, 20, 5.0, 4.0), Area(80, 80, 9, 9, 3.0, 3.0)], truth)
+    assert hits == [1, 0] and figures == (0.5, 0.5, 1.0, pytest.approx(0.125))
+    assert compare_areas([], [])[0] == (1.0, 1.0, 0.0, 0.0)
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def test_train_interrupt_resume_evaluate(tmp_path, monkeypatch, capsys):
+    options = ["--task", "finding", "--synthetic_images", "24", "--crops", "16", "--batch_size", "4", "--pictures", "4"]
+    options += [
+        "--network_options",
+        '{"channels": [8, 8], "blocks": [1, 1]}',
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+    ]
+    options += ["--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache"), "--epochs", "2"]
+    assert entry.main([*options, "--name", "whole"]) == 0
+    original, calls = Finding.loss, []
+
+    def loss(*arguments):
+        calls.append(None)
+        if len(calls) == 6:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Finding, "loss", loss)
+        assert entry.main([*options, "--name", "parts"]) == 130
+    assert entry.main(["--task", "finding", "--resume", "--name", "parts", *options[-6:]]) == 0
+    logs = []
+    for name in ("whole", "parts"):
+        with open(tmp_path / "losses" / f"{name}.csv", encoding="utf-8") as file:
+            logs.append([{**row, "minutes": ""} for row in csv.DictReader(file)])
+    assert logs[0] == logs[1] and {"f1", "found", "false", "size_error", "mask_loss"} <= logs[0][0].keys()
+    model = str(tmp_path / "models" / "whole.pt")
+    assert entry.main([*options, "--evaluate", model, "--name", "it"]) == 0
+    output = capsys.readouterr().out
+    assert "no network" in output and "no fit" in output and "scaled JPEG 80" in output
+    assert (tmp_path / "losses" / "it_evaluation_samples.png").exists()
+
+
+# ------------------------------------------------------------------------------------------------ the shipped finder
+
+shipped = pytest.mark.skipif(not os.path.exists(os.path.join(ROOT, "models", "finder.pt")), reason="needs the finder")
+
+
+@shipped
+def test_wild_pictures(tmp_path):
+    """The script's table, on drawn images: most areas are found, and what is restored is nearer to the truth."""
+    rows = wild.main("synthetic", 4, str(tmp_path / "sheet.png"), str(tmp_path))
+    assert Image.open(tmp_path / "sheet.png").size == (3 * 384, 3 * 384)
+    areas, found, false = (sum(row[i] for row in rows) for i in (1, 2, 3))
+    assert found >= 0.45 * areas and false <= 0.8 * len(rows)
+    before, after = (np.nanmean([row[i] for row in rows]) for i in (5, 6))
+    assert after < 0.95 * before
+
+
+@shipped
+def test_folders(tmp_path, capsys):
+    """A tree in, a tree out; twins keep apart; a broken file costs a line; nothing is done twice."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    save_photo(folder / "a" / "one.png", 3, (160, 155))
+    options = ["--area", "20", "30", "60", "60", "--area", "90", "85", "64", "64", "--block_size", "10"]
+    assert entry.main(["--pixelate", str(folder / "a" / "one.png"), *options, "--quality", "92"]) == 0
+    os.replace(folder / "a" / "one_pixelated.jpg", folder / "a" / "two.jpg")
+    assert entry.main(["--pixelate", str(folder / "a" / "one.png"), *options, "--average", "linear"]) == 0
+    os.replace(folder / "a" / "one_pixelated.png", folder / "a" / "two.png")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    before = contents(folder)
+    capsys.readouterr()
+    command = ["--depixelate", str(folder), "--output", str(out), "--views", "1"]
+    assert entry.main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("main.py: error: ") == 1 and "broken.jpg" in captured.err
+    assert "1 of 4 photos failed" in captured.out and "one.png: no pixelated area" in captured.out
+    assert sorted(contents(out)) == [
+        out / "a" / f"two_{end}{kind}.png" for end in ("jpg", "png") for kind in ("_before_after", "_depixelated")
+    ]
+    assert "two.png: area 20 30 60 60, blocks of 10, confidence " in captured.out and contents(folder) == before
+    assert captured.out.count("two.png: area ") == 2 and "two.jpg: area " in captured.out
+    assert entry.main(command) == 1 and "2 have results" in capsys.readouterr().out
+    assert entry.main([*command, "--overwrite", "--json"]) == 1
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [os.path.basename(row["photo"]) for row in found] == ["one.png", "two.jpg", "two.png"]
+    assert not found[0]["written"] and {area["block_width"] for area in found[2]["areas"]} == {10}
+
+
+@shipped
+def test_preview_draws_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_photo(tmp_path / "p.png", 5, (200, 160))
+    assert entry.main(["--pixelate", "p.png", "--grid", "picture", "--block_size", "9"]) == 0
+    assert entry.main(["--depixelate", "p_pixelated.png", "--preview"]) == 0
+    assert sorted(os.listdir()) == ["p.png", "p_pixelated.png", "p_pixelated_preview.png"]
+    drawn, before = (read_photo(name)[0] for name in ("p_pixelated_preview.png", "p_pixelated.png"))
+    assert 0 < (drawn != before).any(axis=2).mean() < 0.2
+
+
+@pytest.mark.parametrize("kind", ["bomb", "truncated", "thin", "sixteen", "cmyk", "palette", "animated"])
+def test_hostile_photos(tmp_path, monkeypatch, capsys, kind):
+    """Restored, left alone, or one clear line."""
+    monkeypatch.chdir(tmp_path)
+    image = Image.fromarray(synthetic_colour_image(1, 1, 90))
+    if kind == "bomb":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    if kind == "truncated":
+        image.save("x.png")
+        data = (tmp_path / "x.png").read_bytes()
+        (tmp_path / "x.png").write_bytes(data[: len(data) // 2])
+    elif kind == "sixteen":
+        Image.fromarray((np.arange(90 * 90, dtype=np.uint16) * 8).reshape(90, 90)).save("x.png")
+    elif kind == "animated":
+        image.save("x.gif", save_all=True, append_images=[image.rotate(90)])
+    else:
+        image = {"thin": image.resize((1, 90)), "cmyk": image.convert("CMYK"), "palette": image.convert("P")}.get(
+            kind, image
+        )
+        image.save("x.jpg" if kind == "cmyk" else "x.png")
+    (name,) = os.listdir()
+    status = entry.main(["--depixelate", name])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err and status == (1 if kind in ("bomb", "truncated", "animated") else 0)
+    assert (
+        (captured.err.count("main.py: error") == 1 and name in captured.err)
+        if status
+        else "no pixelated" in captured.out
+    )

@@ -1,0 +1,79 @@
+"""How well photos are restored whose pixelated areas nobody points out: python tests/wild.py FOLDER [COUNT [SHEET.png]]
+
+Makes COUNT (400) pictures of a folder's photos, or of drawn images ("synthetic"): PNG, JPEG of quality 95 and 80,
+scaled JPEG; blocks of 4 to 64 pixels, three averages, both grids, up to three areas, every fifth without. Prints for
+each format what the program finds and how much nearer to the truth it comes. SHEET.png shows three of them.
+"""
+
+import os
+import sys
+import time
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from processes import choose_device, choose_precision  # noqa: E402
+from tasks.areas import restore_area  # noqa: E402
+from tasks.depixelation import Depixelation  # noqa: E402
+from tasks.evaluation import load_model  # noqa: E402
+from tasks.finding import compare_areas  # noqa: E402
+from tasks.images import open_cache  # noqa: E402
+from tasks.mosaics import FORMATS, MosaicPhotos  # noqa: E402
+from tasks.own_photos import draw_areas, find_areas, load_finder, save_photo  # noqa: E402
+
+
+def errors_inside(picture, truth, areas):
+    """The RMSE inside these areas, all pixels and channels alike."""
+    inside = np.zeros(truth.shape[:2], dtype=bool)
+    for area in areas:
+        inside[area.box()] = True
+    return np.sqrt(np.mean((picture[inside].astype(float) - truth[inside]) ** 2))
+
+
+def measure(pictures, predict, finder, device, precision, sheet):
+    """Rows of (format, areas, found, false, error of size, error inside before, after, seconds), one a picture.
+
+    sheet: gets (with what was found, restored, truth) of three pictures.
+    """
+    for i in range(len(pictures)):
+        (pixels, areas, file), truth = pictures[i], pictures.truth(i)
+        started = time.monotonic()
+        found = find_areas(finder, pixels, device, precision)
+        result = pixels
+        for area in found:
+            result = restore_area(predict, result, area, device, precision)
+        seconds = time.monotonic() - started
+        (_, share, false, error), hits = compare_areas(found, areas)
+        before, after = (errors_inside(image, truth, areas) if areas else np.nan for image in (pixels, result))
+        if len(sheet) < 3 and len(areas) > 1 and file != "PNG":
+            sheet.append(np.concatenate([draw_areas(pixels, found), result, truth], axis=1))
+        yield file, len(areas), sum(hits), false, error if any(hits) else np.nan, before, after, seconds
+
+
+def main(source, count=400, sheet=None, cache_dir=".cache"):
+    config = Depixelation.Config(views=1)
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    task = Depixelation(config)
+    predict = load_model(task, task.shipped, set(), device).predict
+    cache = open_cache(source, cache_dir, 0, 40, colour=True)
+    pictures = MosaicPhotos(cache, range(len(cache)), int(count))
+    shown = []
+    rows = list(measure(pictures, predict, load_finder(config, device), device, precision, shown))
+    if sheet:
+        save_photo(np.concatenate(shown), None, None, sheet)
+    print(f"{'':16} pictures  areas  found  false a picture  size off by  error before  after  ratio  seconds")
+    for file in (*FORMATS, "all"):
+        own = [row[1:] for row in rows if file in (row[0], "all")]
+        areas, hits, false, error, before, after, seconds = map(np.array, zip(*own))
+        print(
+            f"{file:16} {len(own):8} {areas.sum():6} {hits.sum() / areas.sum():6.1%} {false.mean():16.3f} "
+            f"{np.nanmean(error):12.1%} {np.nanmean(before):13.2f} {np.nanmean(after):6.2f} "
+            f"{np.nanmean(after) / np.nanmean(before):6.3f} {seconds.mean():8.2f}"
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])
