@@ -291,7 +291,8 @@ examples:
   python main.py --evaluate models/photos.pt models/small.pt --images training.zip   compare models
   python main.py --images training.zip --init models/photos.pt --name more   start from a model's weights
 
-exit status: 0 done; 2 a mistake in the options or files (one line says which); 130 interrupted, the state is saved"""
+exit status: 0 done; 1 some photos were not restored (a line each says why);
+2 a mistake in the options or files (one line says which); 130 interrupted, the state is saved"""
 
 
 def read_command_line(arguments):

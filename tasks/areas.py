@@ -15,7 +15,7 @@ WORKING_SIZE = 12  # of larger blocks at the scale at which they are restored
 FLAT_AREAS = 20  # of a single value each that may be larger than the pixelated rectangle
 CONTEXT = 24  # pixels around the area that a network sees, at that scale
 AT_ONCE = 2**19  # pixels at that scale up to which all channels are restored together
-SMOOTH = 0.5
+SMOOTH = 0.5  # share of an interpolation in areas of middle pixels, which the network takes for means
 INNER = 0.6  # share of a block's side, in its middle, that files and scaling hardly blur
 
 
@@ -195,7 +195,7 @@ def restore_area(predict, pixels, area, device, precision):
     offset = [before[i] + before_area[i] * scale[i] for i in (0, 1)]
     ends = [before[i] + extent[i] for i in (0, 1)]
     restored = [_resize(channel, (area.width, area.height), (*offset, *ends)) for channel in restored]
-    if area.average == "center" and SMOOTH:
+    if area.average == "center":
         smooth = [_resize(channel, (area.width, area.height), None) for channel in np.moveaxis(cells, 2, 0)]
         restored = [(1 - SMOOTH) * a + SMOOTH * b for a, b in zip(restored, smooth)]
     restored = keep_values(np.stack(restored, axis=2).astype(np.float64), cells, tolerance, area)

@@ -131,13 +131,13 @@ def _split(region, depth=4):
         for piece, part in zip(pieces, (slice(0, cut), slice(cut, None))):
             at = (part, slice(None)) if axis == 0 else (slice(None), part)
             piece[top:bottom, left:right][at] = inside[at]
-        fill = sum(inside_box(piece) for piece in pieces)
+        fill = sum(_filled(piece) for piece in pieces)
         if cut and fill > best:
             best, parts = fill, pieces
     return [box for piece in parts for box in _split(piece, depth - 1)] if parts else [box]
 
 
-def inside_box(region):
+def _filled(region):
     """The share of its trimmed box that a region fills, times its pixels."""
     box = _trim(region)
     return 0 if box is None else region[box[0] : box[1], box[2] : box[3]].mean() * region.sum()
