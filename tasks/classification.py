@@ -15,7 +15,7 @@ from architectures import ResidualCNN, SimpleCNN
 from datasets import to_grayscale
 from tasks import Action
 from tasks.digits import SIDE, DigitsConfig, DigitsTask, random_matrices, warp
-from tasks.evaluation import Measurement, load_models, plot_curves, save_figure
+from tasks.evaluation import Measurement, load_models, plot_curves, plot_sheet, save_figure
 from tasks.outputs import check_outputs
 from tasks.own_photos import read_photo
 from utils import ROOT, UserError, inherited, key, show
@@ -186,15 +186,8 @@ def predict_pictures(task, given, paths):
 
 def plot_grid(images, titles, path, columns=6):
     """Grey images, (H, W) in [0, 255], with a title each, as a PNG."""
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(2 * columns + 0.4, 2.3 * rows), layout="constrained")
-    for axes in figure.subplots(rows, columns, squeeze=False).flat:
-        axes.set_axis_off()
-    for axes, image, title in zip(figure.axes, images, titles):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        axes.set_title(title, fontsize=8)
-    save_figure(figure, path)
+    cells = [(image, title, "") for image, title in zip(images, titles)]
+    plot_sheet([cells[i : i + columns] for i in range(0, len(cells), columns)], path)
 
 
 def plot_confusion(labels, predictions, names, title, path):

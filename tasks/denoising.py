@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from architectures import DenoisingCNN, UNet
 from datasets import NOISE, NoisyImages
 from tasks.digits import DigitsConfig, DigitsTask
-from tasks.evaluation import Measurement, Model, mae_per_image, plot_columns, psnr_per_image, save_figure
+from tasks.evaluation import Measurement, Model, mae_per_image, plot_columns, plot_sheet, psnr_per_image
 from utils import inherited, key
 
 BATCH = 500  # images measured at once
@@ -117,21 +116,21 @@ class Denoising(DigitsTask):
         """A sheet, a row an image: noisy, restored, clean, error. sample: the first three, (N, 1, H, W) float32."""
         noisy, restored, clean = sample
         low, high = min(0.0, float(noisy.min())), max(1.0, float(noisy.max()))
-        columns = (
-            (f"noisy, black {low:.1f}, white {high:.1f}", noisy, low, high),
-            ("restored", restored, 0, 1),
-            ("clean", clean, 0, 1),
-            ("error, black 0, white 0.5", (restored - clean).abs(), 0, 0.5),
-        )
-        errors = mae_per_image(restored, clean)
-        figure = Figure(figsize=(9, 2.2 * len(clean) + 0.3), layout="constrained")
-        for i, row in enumerate(figure.subplots(len(clean), len(columns), squeeze=False)):
-            for axes, (title, images, black, white) in zip(row, columns):
-                axes.imshow(images[i, 0].numpy(), cmap="gray", vmin=black, vmax=white)
-                axes.set(xticks=[], yticks=[], title=title if i == 0 else "")
-                axes.title.set_fontsize(9)
-            row[-1].set_xlabel(f"MAE {errors[i]:.3f}", fontsize=8)
-        save_figure(figure, path)
+        columns = {
+            f"noisy, black {low:.1f}, white {high:.1f}": (noisy - low) / (high - low),
+            "restored": restored,
+            "clean": clean,
+            "error, black 0, white 0.5": 2 * (restored - clean).abs(),
+        }
+        captions = [[""] * 3 + [f"MAE {error:.3f}"] for error in mae_per_image(restored, clean)]
+        rows = [
+            [
+                (255 * column[i, 0], title * (i == 0), text)
+                for (title, column), text in zip(columns.items(), captions[i])
+            ]
+            for i in range(len(clean))
+        ]
+        plot_sheet(rows, path)
 
     def pictures(self, sample):
         images = torch.cat(list(sample), 3)  # noisy, restored, clean side by side

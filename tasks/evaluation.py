@@ -313,6 +313,34 @@ def save_figure(figure, path, note=""):
         figure.savefig(file, dpi=100, **options)
 
 
+def plot_sheet(rows, path, note=""):
+    """A sheet of images as a picture. rows: lists of (image, text above it, text below it).
+
+    Images: (H, W) or (H, W, 3), arrays or tensors of 0 to 255. In a single Axes, as making many takes most of the time.
+    note: see save_figure.
+    """
+    side, gap, line = 2.1, 0.1, 0.16  # inches
+    texts = [[max(cell[k].count("\n") + 1 if cell[k] else 0 for cell in row) for k in (1, 2)] for row in rows]
+    width = max(map(len, rows)) * (side + gap) + gap
+    height = sum(side + gap + line * (above + below) for above, below in texts) + gap
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    y = gap
+    for row, (above, below) in zip(rows, texts):
+        y += line * above
+        for k, (image, title, caption) in enumerate(row):
+            image = image.numpy() if isinstance(image, torch.Tensor) else image
+            x, extent = gap + k * (side + gap), side / max(image.shape[:2])
+            right, bottom = x + extent * image.shape[1], y + extent * image.shape[0]
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(x, right, bottom, y))
+            axes.text(x + side / 2, y - 0.03, title, ha="center", va="bottom", fontsize=8)
+            axes.text(x + side / 2, y + side + 0.03, caption, ha="center", va="top", fontsize=8)
+        y += side + gap + line * below
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
+    save_figure(figure, path, note)
+
+
 def plot_curves(panels, path):
     """Curves over epochs. panels: (label of the y axis, {label of the curve: (x, y)}, keywords for Axes.set) each."""
     figure = Figure(figsize=(5.5 * len(panels), 4.5), layout="constrained")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from architectures import BlockGrid, interpolate
 from datasets import SIZE_RANGE
-from tasks.evaluation import save_figure
+from tasks.evaluation import plot_sheet, save_figure
 
 BATCH = 256  # images measured or restored at once; more fill the groups of equal windows better, and take more memory
 # Scores of the course's leaderboard of 2023, on other photos of the same set.
@@ -91,21 +91,18 @@ def plot_samples(pixelated_images, known_arrays, predictions, images, path, note
     """
     grid = BlockGrid(pixelated_images / 255, ~known_arrays, range(SIZE_RANGE[0], SIZE_RANGE[1] + 1))
     start = interpolate(pixelated_images / 255, grid.expected_means(pixelated_images / 255), grid) * 255
-    columns = [("pixelated", pixelated_images), ("interpolation", start), ("prediction", predictions)]
+    columns = {"pixelated": pixelated_images, "interpolation": start, "prediction": predictions}
     if images is not None:
-        columns = [("truth", images), *columns, ("error, black 0, white 64 or more", None)]
+        off = 4 * (predictions.int() - images.int()).abs()
+        columns = {"truth": images, **columns, "error, black 0, white 64 or more": off.clamp(0, 255)}
         errors = rmse_per_image(predictions.double(), images.double(), known_arrays)
-    figure = Figure(figsize=(2.2 * len(columns), 2.3 * len(predictions) + 0.3), layout="constrained")
-    grid = figure.subplots(len(predictions), len(columns), squeeze=False)
-    for i, row in enumerate(grid):
-        for axes, (title, column) in zip(row, columns):
-            shown = column[i, 0] if column is not None else (predictions[i, 0].int() - images[i, 0].int()).abs()
-            axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=255 if column is not None else 64)
-            axes.set(xticks=[], yticks=[], title=title if i == 0 else "")
-            axes.title.set_fontsize(9)
-        if images is not None:
-            row[-1].set_xlabel(f"RMSE {errors[i]:.1f} grey levels", fontsize=8)
-    save_figure(figure, path, note)
+    rows = [
+        [(images[i, 0], title * (i == 0), "") for title, images in columns.items()] for i in range(len(predictions))
+    ]
+    if images is not None:
+        for row, error in zip(rows, errors):
+            row[-1] = (*row[-1][:2], f"RMSE {error:.1f} grey levels")
+    plot_sheet(rows, path, note)
 
 
 def plot_errors(errors, geometry, names, path):

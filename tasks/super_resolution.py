@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -21,8 +20,8 @@ from tasks.evaluation import (
     load_models,
     mae_per_image,
     plot_columns,
+    plot_sheet,
     psnr_per_image,
-    save_figure,
     ssim_per_image,
 )
 from tasks.images import COLOUR_SIDE, held_out_digests, image_source, images_with_truth
@@ -272,16 +271,15 @@ class SuperResolution(Task):
         sample: these, bicubic before restored: (N, 3, S / 2, S / 2), three times (N, 3, S, S) uint8.
         """
         small, bicubic, restored, truth = sample
-        columns = (("half the size", small), ("bicubic", bicubic), ("restored", restored), ("truth", truth))
-        figure = Figure(figsize=(2.6 * len(columns), 2.7 * len(truth) + 0.3), layout="constrained")
-        for i, row in enumerate(figure.subplots(len(truth), len(columns), squeeze=False)):
-            for axes, (title, photos) in zip(row, columns):
-                axes.imshow(photos[i].permute(1, 2, 0).numpy(), interpolation="nearest")
-                axes.set(xticks=[], yticks=[], title=title if i == 0 else "")
-                axes.title.set_fontsize(9)
-            for axes, photos in zip(row[1:], (bicubic, restored)):
-                axes.set_xlabel(f"PSNR on Y {figures_of(photos[i], truth[i])['psnr_y']:.2f} dB", fontsize=8)
-        save_figure(figure, path)
+        columns = {"half the size": small, "bicubic": bicubic, "restored": restored, "truth": truth}
+        rows = [
+            [(photos[i].permute(1, 2, 0), title * (i == 0), "") for title, photos in columns.items()]
+            for i in range(len(truth))
+        ]
+        for i, row in enumerate(rows):
+            for k, photos in ((1, bicubic), (2, restored)):
+                row[k] = (*row[k][:2], f"PSNR on Y {figures_of(photos[i], truth[i])['psnr_y']:.2f} dB")
+        plot_sheet(rows, path)
 
     def pictures(self, sample):
         return {"restored, truth": torch.cat(sample[2:], 3)}

@@ -19,20 +19,23 @@ from synthetic import synthetic_image  # noqa: E402
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
 
 
-def start_main(arguments, output=None, environment=None):
+def start_main(arguments, output=None, environment=None, method=None):
     """main() in a process of its own, forked from one that has imported all, which saves the time of it.
 
-    output: a file for what it prints. Returns the multiprocessing.Process, started.
+    output: a file for what it prints. method: how it starts processes itself. Returns the multiprocessing.Process,
+    started.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["main"])
-    process = context.Process(target=_call_main, args=(arguments, output, environment or {}))
+    process = context.Process(target=_call_main, args=(arguments, output, environment or {}, method))
     process.start()
     return process
 
 
-def _call_main(arguments, output, environment):
+def _call_main(arguments, output, environment, method):
     os.environ |= environment
+    if method:
+        multiprocessing.set_start_method(method, force=True)
     if output:
         file = os.open(output, os.O_WRONLY | os.O_CREAT)
         os.dup2(file, 1)

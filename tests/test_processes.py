@@ -37,15 +37,20 @@ def start(folder, *more):
     )
 
 
-def train_together(folder, *more):
-    """As `start` does, with processes that need not import all."""
+def train_together(folder, *more, statuses=(0, 0)):
+    """As `start` does, with processes that need not import all. Returns what they printed."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [start_main(options(folder, *more), None, shared | {"RANK": str(rank)}) for rank in (0, 1)]
-    for process in processes:
+    folder.mkdir(exist_ok=True)
+    outputs = [folder / f"{rank}.txt" for rank in (0, 1)]
+    processes = [
+        start_main(options(folder, *more), output, shared | {"RANK": str(rank)}) for rank, output in enumerate(outputs)
+    ]
+    for process, status in zip(processes, statuses):
         process.join(120)
-        assert process.exitcode == 0
+        assert process.exitcode == status
+    return "".join(output.read_text() for output in outputs)
 
 
 def rows(folder):
@@ -96,20 +101,15 @@ def test_mse_of_two_processes_is_that_of_one(tmp_path):
 
 
 def test_a_mistake_is_one_line_in_several_processes_too(tmp_path):
-    process = start(tmp_path / "x", "--images", str(tmp_path / "nowhere"))
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode and output.count("main.py: error: ") == 1 and "there is no folder or file" in output
+    output = train_together(tmp_path / "x", "--images", str(tmp_path / "nowhere"), statuses=(2, 1))
+    assert output.count("main.py: error: ") == 1 and "there is no folder or file" in output
     assert "RuntimeError" not in output
 
 
 def test_the_spawn_start_method(tmp_path):
     """As on Windows and macOS, where processes import everything anew and inherit nothing."""
-    script = tmp_path / "spawned.py"
-    script.write_text(
-        f"import multiprocessing, sys\nsys.path.insert(0, {ROOT!r})\nimport main\n"
-        "if __name__ == '__main__':\n"
-        "    multiprocessing.set_start_method('spawn')\n"
-        f"    sys.exit(main.main({options(tmp_path / 'out', '--epochs', '1', '--workers', '1')!r}))\n"
-    )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "Done: best score" in done.stdout, done.stderr
+    arguments = options(tmp_path / "out", "--epochs", "1", "--workers", "1")
+    process = start_main(arguments, tmp_path / "output.txt", method="spawn")
+    process.join(120)
+    output = (tmp_path / "output.txt").read_text()
+    assert process.exitcode == 0 and "Done: best score" in output, output
