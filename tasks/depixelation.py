@@ -17,6 +17,7 @@ from tasks import Task, challenge, own_photos
 from tasks.evaluation import Measurement, Model, load_model, mean_of
 from tasks.images import held_out_digests, image_source, images_with_truth
 from tasks.mosaics import AVERAGES, GRIDS
+from tasks.realism import print_realism
 from tasks.restoration import (
     BATCH,
     LEADERBOARD_2023,
@@ -65,6 +66,7 @@ class DepixelationConfig(Config):
         maximum=8,
         command=True,
     )
+    realism: bool = key(False, "with --evaluate: measure how real restorations look", argparse=FLAG, command=True)
     test_set: str = key("test_set.pkl", "the challenge's test pickle", path=True, command=True)
     submission: str = key("submission.bin", "the challenge file that --predict writes", path=True, command=True)
     area: list | None = key(
@@ -188,29 +190,33 @@ class Depixelation(Task):
 
     def measure(self, predictors, dataset, device, precision):
         """details: (N, 2), the block size, as it can be recovered, and the rectangle's area in pixels."""
-        errors, geometry, sample, seconds = [], [], [], np.zeros(len(predictors))
+        errors, geometry, sample, seconds, outputs = [], [], [], np.zeros(len(predictors)), []
         wanted = set(range(0, len(dataset), max(1, len(dataset) // 8)))
         position = 0
         loader = DataLoader(dataset, BATCH, collate_fn=collate, generator=torch.Generator())  # not the global one
         for batch in tqdm(loader, desc="validation", unit=" batches", leave=False):
             pixelated_images, known_arrays, images = (t.to(device) for t in batch)
-            rows = []
+            rows, kept = [], []
             for i, predict in enumerate(predictors):
                 seconds[i] -= time.perf_counter()
                 predictions = restore(predict, pixelated_images, known_arrays, precision).cpu()
                 seconds[i] += time.perf_counter()
                 rows.append(rmse_per_image(predictions.double(), batch[2].double(), batch[1]))
+                kept.append(predictions)
                 if i == 0:
                     chosen = [k for k in range(len(images)) if position + k in wanted]
                     sample.append([t[chosen] for t in (batch[0], batch[1], predictions, batch[2])])
             errors.append(torch.stack(rows))
+            if self.config.realism:
+                outputs.append([*batch, *kept])
             unknown = ~batch[1][:, 0]
             sizes = find_block_sizes(batch[0][:, 0], unknown, range(SIZE_RANGE[0], SIZE_RANGE[1] + 1))
             geometry.append(torch.stack([sizes, unknown.sum((1, 2))], dim=1))
             position += len(images)
         sample = [torch.cat(tensors)[:8] for tensors in zip(*sample)]
         figures = {"score": torch.cat(errors, dim=1).numpy()}
-        return Measurement(figures, seconds, sample, torch.cat(geometry).numpy())
+        outputs = [torch.cat(tensors) for tensors in zip(*outputs)]
+        return Measurement(figures, seconds, sample, torch.cat(geometry).numpy(), outputs)
 
     def validate(self, network, device, precision):
         measured = self.measure([network, IdentityModel()], self.validation_set, device, precision)
@@ -266,6 +272,8 @@ class Depixelation(Task):
             for name, row in zip(names, errors):
                 cells = (f"{row[member].mean():8.3f}" if member.any() else " " * 8 for member in members)
                 print(f"{name:{width}} " + " ".join(cells))
+        if measured.outputs:
+            print_realism(names, *measured.outputs)
         picture = self.config.file("losses", "_evaluation.png")
         plot_errors(errors, measured.details, names, picture)
         return [picture, *super().report(models, measured)]

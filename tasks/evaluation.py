@@ -137,6 +137,7 @@ class Measurement(NamedTuple):
     seconds: np.ndarray  # (predictors,) that each took
     sample: object  # some samples with the first predictor's output, for plot_samples
     details: np.ndarray | None = None  # what a task's own tables need of each sample
+    outputs: list | None = None  # all predictions, of each predictor, where they were asked for
 
 
 def mae_per_image(predictions, images):

@@ -114,6 +114,7 @@ def test_config_file_has_every_key_and_the_defaults():
         ("init", [1, ""]),
         ("model", [1]),
         ("views", [0, 9, None, 1.5]),
+        ("realism", [1, "no", None]),
         ("test_set", [None, ""]),
         ("submission", [None, 3]),
         ("area", [[1, 2, 3], "1 2 3 4", [1, 2, 3, -4], [1, 2, 3, 4.5], 7]),
