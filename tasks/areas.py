@@ -1,5 +1,6 @@
 """Pixelated areas of a photo of any size and colour: found where they are exact, and restored."""
 
+from dataclasses import replace
 from math import ceil
 
 import numpy as np
@@ -7,12 +8,19 @@ import torch
 from PIL import Image
 
 from datasets import SIZE_RANGE, block_means
-from tasks.finder import SMALLEST, fit_area, region_boxes, to_luma
+from tasks.finder import SMALLEST, region_boxes
 from tasks.mosaics import LIGHT, Area, from_light, means_between, spread_between, to_light
 from tasks.restoration import restore_float
 
 WORKING_SIZE = 12  # of larger blocks at the scale at which they are restored
+MOST = 500  # boxes of a photo that are looked at for exact blocks
+GRIDS_TRIED = 3  # in each
+BY_CHANCE = 12  # constant blocks, small or on the grid of JPEG, that are not thought to come by chance
 FLAT_AREAS = 20  # of a single value each that may be larger than the pixelated rectangle
+AROUND = 16  # pixels around a found area in which its exact edges are looked for
+WHOLE_SIDE = 0.1  # pixels by which the fit of a whole number may be off
+SAME = 0.5  # share of an area from which on it is the same as another
+LARGEST = 1536  # pixels a side, at that scale, of what is restored at once
 CONTEXT = 24  # pixels around the area that a network sees, at that scale
 AT_ONCE = 2**19  # pixels at that scale up to which all channels are restored together
 SMOOTH = 0.5  # share of an interpolation in areas of middle pixels, which the network takes for means
@@ -98,24 +106,103 @@ def _with_last_blocks(pixels, x, y, width, height):
 
 
 def find_exact(pixels):
-    """The Areas whose blocks the file has kept to the bit, as a PNG does: of each region of constant pixels the one."""
-    luma, found = to_luma(pixels), []
-    for top, bottom, left, right in region_boxes(find_constant(pixels)):
-        if min(bottom - top, right - left) >= SMALLEST:
-            near = find_area(pixels[top:bottom, left:right])
-            square = square_area(pixels, (near[0] + left, near[1] + top, *near[2:])) if near else None
-            fitted = fit_area(luma, (top, bottom, left, right))
-            found += [area for area in (square, fitted) if area and is_exact(pixels, area)][:1]
+    """The Areas whose blocks the file has kept to the bit, as a PNG does.
+
+    Of each region of constant pixels those, one after the other, that a grid of blocks explains.
+    """
+    covered, found, looked_at = find_constant(pixels), [], set()
+    free = np.ones(covered.shape, dtype=bool)  # of areas that were found
+    while len(looked_at) < MOST:
+        boxes = [box for box in region_boxes(covered) if box not in looked_at][: MOST - len(looked_at)]
+        looked_at.update(boxes)
+        before = len(found)
+        for box in boxes:
+            area = _largest_exact(pixels, box, free)
+            if area:
+                found.append(area)
+                free[area.box()] = covered[area.box()] = False
+        if len(found) == before:  # else there may be more in what is left
+            break
     return found
+
+
+def _largest_exact(pixels, box, free):
+    """The largest exact Area that begins in a box (top, bottom, left, right), or None. free: see exact_area."""
+    top, bottom, left, right = box
+    if min(bottom - top, right - left) < SMALLEST:
+        return None
+    inside, trials = pixels[top:bottom, left:right], []
+    near = find_area(inside)
+    if near:
+        trials.append(square_area(pixels, (near[0] + left, near[1] + top, *near[2:])))
+    for grid in exact_grids(inside):
+        trials.append(exact_area(pixels, Area(left, top, right - left, bottom - top, *grid), 0, free))
+    for area in list(filter(None, trials)):
+        wider = exact_area(pixels, area, max(area.width, area.height), free)
+        while wider and wider.width * wider.height > area.width * area.height:  # the box has cut it
+            area, wider = wider, exact_area(pixels, wider, max(wider.width, wider.height), free)
+        trials.append(area)
+    good = [area for area in trials if area and is_exact(pixels, area) and free[area.box()].all()]
+    return max(good, key=lambda area: area.width * area.height, default=None)
+
+
+def exact_grids(pixels):
+    """(width, height, phase_x, phase_y) of the square blocks, some at most, that constant runs of pixels speak for.
+
+    Runs along rows and columns vote for their length and their start modulo that, as an Area's phases.
+    """
+    votes = []
+    for values in (pixels, pixels.transpose(1, 0, 2)):
+        lines, ends = np.nonzero((values[:, 1:] != values[:, :-1]).any(axis=2))
+        lengths, starts = np.diff(ends), ends[:-1] + 1
+        inside = (np.diff(lines) == 0) & (lengths >= 3)
+        lengths, starts = lengths[inside], starts[inside]
+        keys, counts = np.unique(lengths * 2**32 + starts % np.maximum(lengths, 1), return_counts=True)
+        order = np.argsort(counts, kind="stable")
+        votes.append({int(keys[i] >> 32): (int(counts[i]), int(keys[i] & 0xFFFF)) for i in order})  # the most counts
+    sides = sorted(votes[0].keys() & votes[1].keys(), key=lambda side: -side * min(vote[side][0] for vote in votes))
+    return [(float(side), float(side), *(float(vote[side][1]) for vote in votes)) for side in sides[:GRIDS_TRIED]]
+
+
+def exact_area(pixels, area, around=AROUND, free=None):
+    """An Area that was found with the edges that its blocks have to the bit, or None where a file has not kept them.
+
+    The largest rectangle in which each pixel equals its left and its upper neighbour, but on lines of the grid.
+    around: pixels around it in which its edges may lie. free: (H, W) bool, pixels that may be in it; None: all.
+    """
+    sides = [round(side) for side in (area.block_width, area.block_height)]
+    if max(abs(area.block_width - sides[0]), abs(area.block_height - sides[1])) > WHOLE_SIDE:
+        return None
+    y, x = max(0, area.y - around), max(0, area.x - around)
+    box = slice(y, area.y + area.height + around), slice(x, area.x + area.width + around)
+    near = pixels[box]
+    first = round(area.x + area.phase_x) - x, round(area.y + area.phase_y) - y
+    equal = np.ones(near.shape[:2], dtype=bool) if free is None else free[box].copy()
+    across, down = (
+        np.arange(length) % side == start % side for length, side, start in zip(near.shape[1::-1], sides, first)
+    )
+    equal[:, 1:] &= (near[:, 1:] == near[:, :-1]).all(axis=2) | across[1:]
+    equal[1:] &= (near[1:] == near[:-1]).all(axis=2) | down[1:, None]
+    left, top, width, height = _largest_rectangle(equal)
+    if not width:
+        return None
+    phases = [float((start - edge) % side) for start, edge, side in zip(first, (left, top), sides)]
+    exact = Area(left + x, top + y, width, height, *map(float, sides), *phases, area.average, area.confidence)
+    return exact if is_exact(pixels, exact) else None
 
 
 def is_exact(pixels, area):
     """Whether an area is made of constant blocks, and like a photo: 3 a side at least, most unlike the next.
 
-    Blocks on the grid of JPEG do not count, as files of low quality have constant ones where nothing was pixelated.
+    2 a side are whole; more where they are small, or on the grid of JPEG, whose blocks are constant in smooth places.
     """
     (rows, columns), side = area.lines(), min(area.block_width, area.block_height)
-    if not ((rows[:-1] + area.y) % 8).any() and not ((columns[:-1] + area.x) % 8).any():
+    whole = [
+        (np.diff(lines) >= np.floor(length)).sum()
+        for lines, length in ((rows, area.block_height), (columns, area.block_width))
+    ]
+    on_jpeg_grid = not ((rows[1:-1] + area.y) % 8).any() and not ((columns[1:-1] + area.x) % 8).any()
+    if min(whole) < 2 or (on_jpeg_grid or side <= 4) and whole[0] * whole[1] < BY_CHANCE:
         return False
     cells = means_between(pixels[area.box()], rows, columns)
     if min(cells.shape[:2]) < 3 or not np.array_equal(spread_between(cells, rows, columns), pixels[area.box()]):
@@ -153,6 +240,22 @@ def block_values(pixels, area):
     middle = values[np.ix_(*used)]
     means = means_between(middle, *edges)
     return means, float(np.sqrt(np.mean((middle - spread_between(means, *edges)) ** 2)))
+
+
+def parts_of(area):
+    """The area, cut along lines of its grid into Areas of at most LARGEST pixels a side when they are restored."""
+    cuts = []
+    for lines, side, phase in zip(area.lines(), (area.block_height, area.block_width), (area.phase_y, area.phase_x)):
+        count = ceil(lines[-1] * min(1, WORKING_SIZE / side) / LARGEST)
+        wanted = np.arange(1, count) * lines[-1] / count
+        starts = np.unique([0, *(lines[np.abs(lines - place).argmin()] for place in wanted)])
+        # from a start to the next line of the grid: there, but for what was rounded
+        phases = [phase if start == 0 else (phase - start + side / 2) % side - side / 2 for start in starts]
+        cuts.append(list(zip(starts.tolist(), np.append(starts[1:], lines[-1]).tolist(), phases)))
+    for top, bottom, phase_y in cuts[0]:
+        for left, right, phase_x in cuts[1]:
+            place = {"x": area.x + left, "y": area.y + top, "width": right - left, "height": bottom - top}
+            yield replace(area, **place, phase_x=phase_x, phase_y=phase_y)
 
 
 def restore_area(predict, pixels, area, device, precision):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from architectures import UNet
-from tasks.mosaics import AVERAGES, EDGE, SCALES, SIDES, Area
+from tasks.mosaics import AVERAGES, CELL, SCALES, SIDES, Area
 
 TILE = 1024  # pixels a side of what the network sees at once, beside MARGIN
 MARGIN = 128  # pixels around it; a multiple of the network's 32
@@ -20,56 +20,126 @@ SIDE_RANGE = (SIDES[0] * SCALES[0], SIDES[1] * SCALES[1])
 CAP = 24.0  # grey levels: larger differences between neighbours count as these
 ENOUGH = 0.9  # of the best score: the smallest side that has it is taken, as multiples of a side fit almost as well
 WHOLE = 0.97  # of the best score: a whole number of pixels that has it is taken
-RECTANGULAR = 0.75  # share of its bounding box that a region fills if it is one area
-THIN = 0.15  # share of the longest row or column of a region below which one is an outgrowth
-OTHER_GRID = 0.3  # octaves by which both sides of blocks differ from one area to the next
-CERTAIN = 0.7  # times the sensitivity: how far the confidence may be from 1
+UNEVEN = 0.06  # share of a region by which it may differ from a rectangle
+GAIN = 0.5  # share of what differs that may be left after a cut
+STEPS = 12  # in a region's outline, at which cuts are tried
+THIN = 0.35  # share of the longest row or column of a region below which one is an outgrowth
+NEAR = 32  # pixels from an edge within which cells are asked for it
+AGREE = 6  # pixels by which they may differ
+VOTES = 0.5  # share of the cells on either side of a line that see an edge there, if areas touch
+PART = 4  # cells; a smaller part of a region is none
+CERTAIN = 0.68  # times the sensitivity: how far the confidence may be from 1
 SURE = 0.6  # probability from which on the way of averaging is told
 
 
 class MosaicNet(nn.Module):
-    """Where a photo is pixelated: (N, 1, H, W) luma in [0, 1], H and W multiples of 4 -> (maps, cells).
+    """Where a photo is pixelated: (N, 1, H, W) luma in [0, 1], H and W multiples of CELL -> (N, 10, H / 4, W / 4).
 
-    maps: (N, 2, H, W) logits: of being in a pixelated area; of being at its edge. cells: (N, 5, H / 4, W / 4): log2 of
-    the blocks' width and height, logits of the AVERAGES. A U-Net at a quarter of the resolution sees all 4x4 pixels of
-    each of its own, and the differences between neighbours.
+    Of each cell of 4x4 pixels: the logit of being in a pixelated area; log2 of the distances to this area's left, top,
+    right and bottom edges (see `log_distance`), as in FCOS (Tian et al. 2019) and EAST (Zhou et al. 2017); log2 of the
+    blocks' width and height; logits of the AVERAGES. A U-Net at a quarter of the resolution sees all pixels of each
+    cell, and the differences between neighbours.
     """
 
     def __init__(self, channels=(32, 40, 64, 64), blocks=(1, 1, 1, 2)):
         super().__init__()
-        self.unet = UNet(3 * 16, 2 * 16 + 2 + len(AVERAGES), channels, blocks)
+        self.unet = UNet(3 * CELL**2, 7 + len(AVERAGES), channels, blocks)
 
     def forward(self, luma):
         across = F.pad((luma[..., 1:] - luma[..., :-1]).abs(), (0, 1))
         down = F.pad((luma[..., 1:, :] - luma[..., :-1, :]).abs(), (0, 0, 0, 1))
-        maps = self.unet(F.pixel_unshuffle(torch.cat([luma - 0.5, 4 * across, 4 * down], 1), 4))
-        return F.pixel_shuffle(maps[:, :32], 4), maps[:, 32:] + maps.new_tensor([4, 4, 0, 0, 0])[:, None, None]
+        cells = self.unet(F.pixel_unshuffle(torch.cat([luma - 0.5, 4 * across, 4 * down], 1), CELL))
+        return cells + cells.new_tensor([0, *[4] * 6, 0, 0, 0])[:, None, None]
 
 
 # ------------------------------------------------------------------------------------------------ the network's part
 
 
 @torch.inference_mode()
-def predict_maps(network, luma, device, precision):
-    """The network's view of a whole photo, (H, W) uint8, tile by tile: (area, edge) (H, W) float16 probabilities;
-    (5, ceil(H / 4), ceil(W / 4)) float16 as MosaicNet's cells."""
+def predict_cells(network, luma, device, precision):
+    """The network's view of a whole photo, (H, W) uint8, tile by tile: (10, ceil(H / 4), ceil(W / 4)) float16 as of
+    MosaicNet, but the first, of being in a pixelated area, is a probability."""
     height, width = luma.shape
-    padded = np.pad(luma, ((0, -height % 4), (0, -width % 4)), "edge")
-    chances = np.empty((2, *padded.shape), dtype=np.float16)
-    cells = np.empty((5, padded.shape[0] // 4, padded.shape[1] // 4), dtype=np.float16)
+    padded = np.pad(luma, ((0, -height % CELL), (0, -width % CELL)), "edge")
+    cells = np.empty((7 + len(AVERAGES), padded.shape[0] // CELL, padded.shape[1] // CELL), dtype=np.float16)
     for top, left in itertools.product(*(range(0, length, TILE) for length in padded.shape)):
         y, x = max(0, top - MARGIN), max(0, left - MARGIN)
-        tile = (
-            torch.from_numpy(padded[y : top + TILE + MARGIN, x : left + TILE + MARGIN]).to(device).float()[None, None]
-        )
+        tile = padded[y : top + TILE + MARGIN, x : left + TILE + MARGIN]
+        tile = torch.from_numpy(tile).to(device).float()[None, None] / 255
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            maps, coarse = network((tile / 255).contiguous(memory_format=torch.channels_last))
-        maps = maps.float().sigmoid().cpu().numpy()[0, :, top - y : top - y + TILE, left - x : left - x + TILE]
-        chances[:, top : top + TILE, left : left + TILE] = maps
-        top, left, y, x, side = (n // 4 for n in (top, left, y, x, TILE))
-        coarse = coarse.float().cpu().numpy()[0, :, top - y : top - y + side, left - x : left - x + side]
-        cells[:, top : top + side, left : left + side] = coarse
-    return chances[:, :height, :width], cells
+            seen = network(tile.contiguous(memory_format=torch.channels_last))[0].float()
+        seen[0].sigmoid_()
+        top, left, y, x, side = (n // CELL for n in (top, left, y, x, TILE))
+        seen = seen.cpu().numpy()[:, top - y : top - y + side, left - x : left - x + side]
+        cells[:, top : top + side, left : left + side] = seen
+    return cells
+
+
+class Cells(NamedTuple):
+    """Cells that lie in one area, or seem to: what the network says of each, (10, n), and their middles, (2, n), x and
+    y in pixels, float32."""
+
+    seen: np.ndarray
+    middles: np.ndarray
+
+    def edges(self, axis):
+        """Where each cell sees the first and the last edge of its area along an axis (0: x), in pixels: (n,) each."""
+        first, last = 2.0 ** self.seen[1 + axis] - 2, 2.0 ** self.seen[3 + axis] - 2
+        return self.middles[axis] - first, self.middles[axis] + last
+
+    def where(self, chosen):
+        return Cells(self.seen[:, chosen], self.middles[:, chosen])
+
+
+def find_cells(cells, threshold):
+    """The Cells of each area that the network sees in `predict_cells`' output."""
+    groups = []
+    for rows, starts, ends in find_regions(cells[0] > threshold):
+        if (ends - starts).sum() >= PART:
+            y = np.repeat(rows, ends - starts)
+            x = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends)])
+            middles = (np.stack([x, y]) * CELL + CELL / 2).astype(np.float32)
+            groups += cut(Cells(cells[:, y, x].astype(np.float32), middles))
+    return groups
+
+
+def cut(cells):
+    """A region's Cells, cut along each line that those on both sides of it see as their edge, or else where its outline
+    has a step: areas that touch."""
+    best, parts = VOTES, None
+    for axis in (0, 1):
+        middles, (first, last) = cells.middles[axis], cells.edges(axis)
+        votes = np.rint(first / CELL).astype(np.int64)
+        votes = votes[(first > middles.min()) & (middles - first < NEAR)]
+        lines, counts = np.unique(votes, return_counts=True)
+        for line in lines[np.argsort(-counts)[:STEPS]] * CELL:
+            after, before = (middles > line) & (middles < line + NEAR), (middles < line) & (middles > line - NEAR)
+            if min(after.sum(), before.sum()) >= PART:
+                agree = [(np.abs(edge - line) <= AGREE).mean() for edge in (first[after], last[before])]
+                if min(agree) > best:
+                    best, parts = min(agree), [middles > line, middles < line]
+    if parts is None:
+        x, y = ((middles - middles.min()) / CELL for middles in cells.middles)
+        x, y = x.astype(np.int64), y.astype(np.int64)
+        region = np.zeros((y.max() + 1, x.max() + 1), dtype=bool)
+        region[y, x] = True
+        parts = [part[y, x] for part in split(region)]
+    parts = [cells.where(part) for part in parts if part.sum() >= PART]
+    return [part for half in parts for part in cut(half)] if len(parts) > 1 else [cells]
+
+
+def outline(cells):
+    """((top, bottom, left, right), share): the box of an area's Cells, in pixels, float; how many agree on it."""
+    ends, shares = [], []
+    for axis in (1, 0):
+        middles = cells.middles[axis]
+        lines, counts = np.unique(middles, return_counts=True)
+        used = lines[counts > THIN * counts.max()]
+        for edge, limit, sign in zip(cells.edges(axis), (used[0], used[-1]), (1, -1)):
+            near = sign * (middles - limit) < NEAR
+            ends.append(float(np.clip(np.median(edge[near]), limit - AGREE, limit + AGREE)))
+            shares.append((np.abs(edge[near] - ends[-1]) <= AGREE).mean())
+    return tuple(ends), float(np.mean(shares))
 
 
 def find_regions(mask):
@@ -105,42 +175,38 @@ def region_boxes(mask):
     """(top, bottom, left, right) of the rectangles that the regions of a mask are made of."""
     boxes = []
     for rows, starts, ends in find_regions(mask):
-        if (ends - starts).sum() >= SMALLEST - 2 * EDGE:
+        if (ends - starts).sum() >= SMALLEST**2 and rows[-1] - rows[0] >= SMALLEST - 1:
             top, left = rows[0], starts.min()
             region = np.zeros((rows[-1] + 1 - top, ends.max() - left), dtype=bool)
             for row, start, end in zip(rows - top, starts - left, ends - left):
                 region[row, start:end] = True
-            boxes += [(int(a + top), int(b + top), int(c + left), int(d + left)) for a, b, c, d in _split(region)]
+            for a, b, c, d in filter(None, map(_trim, split(region))):
+                boxes.append((int(a + top), int(b + top), int(c + left), int(d + left)))
     return boxes
 
 
-def _split(region, depth=4):
-    """Boxes that cover a region: one, or where it fills too little of that, those of the parts of its best cut."""
+def split(region):
+    """A region, (h, w) bool, as a list of such: cut at the steps of its outline, as long as that makes rectangles."""
+    differs = _unlike_box(region)
+    best, parts = GAIN * differs, None
+    for axis in (0, 1) if differs > max(PART, UNEVEN * region.sum()) else ():
+        steps = np.abs(np.diff(region.sum(axis=1 - axis, dtype=np.int64)))
+        for at in np.argsort(-steps)[:STEPS] + 1:
+            before = (np.arange(region.shape[axis]) < at)[:, None] if axis == 0 else np.arange(region.shape[1]) < at
+            halves = [region & before, region & ~before]
+            left = sum(map(_unlike_box, halves))
+            if left < best:
+                best, parts = left, halves
+    return [part for half in parts for part in split(half)] if parts else [region]
+
+
+def _unlike_box(region):
+    """How many pixels of a region and its trimmed box are in one of them alone."""
     box = _trim(region)
     if box is None:
-        return []
-    top, bottom, left, right = box
-    inside = region[top:bottom, left:right]
-    if inside.mean() >= RECTANGULAR or depth == 0:
-        return [box]
-    best, parts = 0, None
-    for axis in (0, 1):
-        counts = inside.sum(axis=1 - axis)
-        cut = int(np.abs(np.diff(counts)).argmax()) + 1 if len(counts) > 1 else 0  # where the outline has its step
-        pieces = [np.zeros_like(region) for _ in range(2)]
-        for piece, part in zip(pieces, (slice(0, cut), slice(cut, None))):
-            at = (part, slice(None)) if axis == 0 else (slice(None), part)
-            piece[top:bottom, left:right][at] = inside[at]
-        fill = sum(_filled(piece) for piece in pieces)
-        if cut and fill > best:
-            best, parts = fill, pieces
-    return [box for piece in parts for box in _split(piece, depth - 1)] if parts else [box]
-
-
-def _filled(region):
-    """The share of its trimmed box that a region fills, times its pixels."""
-    box = _trim(region)
-    return 0 if box is None else region[box[0] : box[1], box[2] : box[3]].mean() * region.sum()
+        return 0
+    inside = region[box[0] : box[1], box[2] : box[3]]
+    return inside.size - 2 * int(inside.sum()) + int(region.sum())
 
 
 def _trim(region):
@@ -153,32 +219,6 @@ def _trim(region):
             return None
         ranges += [int(used[0]), int(used[-1]) + 1]
     return tuple(ranges)
-
-
-def cut_by_grid(box, sides):
-    """The boxes that a box is cut into where blocks have other sides on both sides of the cut: areas that touch.
-
-    box: (top, bottom, left, right), pixels. sides: (2, h, w) log2 of the blocks' width and height, of 4x4 pixels each.
-    """
-    top, bottom, left, right = box
-    inside = sides[:, top // 4 : -(-bottom // 4), left // 4 : -(-right // 4)].astype(np.float32)
-    best = None
-    for axis in (1, 2):
-        means = np.median(inside, axis=3 - axis)  # (2, n)
-        for cut in range(2, means.shape[1] - 1):
-            parts = means[:, :cut].mean(axis=1), means[:, cut:].mean(axis=1)
-            step, even = np.abs(parts[0] - parts[1]).min(), np.sqrt(cut * (means.shape[1] - cut)) / means.shape[1]
-            if step > OTHER_GRID and (best is None or step * even > best[0]):
-                best = step * even, axis, cut
-    if best is None:
-        return [box]
-    _, axis, cut = best
-    middle = (top, left)[axis - 1] // 4 * 4 + 4 * cut
-    if axis == 1:
-        halves = (top, middle, left, right), (middle, bottom, left, right)
-    else:
-        halves = (top, bottom, left, middle), (top, bottom, middle, right)
-    return [part for half in halves for part in cut_by_grid(half, sides)]
 
 
 # ------------------------------------------------------------------------------------------------ the fit
@@ -284,32 +324,35 @@ class Finder:
         """sensitivity: in (0, 1); more finds more, and more that is none. fit: else the network alone."""
         self.network, self.fit, self.sensitivity = network, fit, sensitivity
 
+    @property
+    def least(self):
+        """The confidence of what is not taken for an area any more."""
+        return 1 - CERTAIN * self.sensitivity
+
     def __call__(self, pixels, device, precision):
+        return [area for area in self.candidates(pixels, device, precision) if area.confidence > self.least]
+
+    def candidates(self, pixels, device, precision):
+        """Areas of any confidence."""
         luma = to_luma(pixels)
-        (chances, edges), cells = predict_maps(self.network, luma, device, precision)
-        threshold, certain = 1 - self.sensitivity, 1 - CERTAIN * self.sensitivity
+        height, width = luma.shape
         areas = []
-        boxes = region_boxes((chances > threshold) & (edges < 0.5))
-        boxes = [part for box in boxes for part in cut_by_grid(box, cells[:2])]
-        for top, bottom, left, right in boxes:
-            box = (
-                max(0, top - EDGE),
-                min(bottom + EDGE, len(luma)),
-                max(0, left - EDGE),
-                min(right + EDGE, luma.shape[1]),
-            )
-            at = slice(top // 4, -(-bottom // 4)), slice(left // 4, -(-right // 4))
-            guess = 2.0 ** np.median(cells[:2, *at].astype(np.float32).reshape(2, -1), axis=1)
-            logits = torch.from_numpy(cells[2:, *at].astype(np.float32)).mean((1, 2)).softmax(0)
-            chance = float(chances[top:bottom, left:right].astype(np.float32).mean())
-            if self.fit:
-                area = fit_area(luma, box, tuple(guess))
-                chance = chance if area is None else chance * area.confidence**0.25
-            else:
-                area = Area(box[2], box[0], box[3] - box[2], box[1] - box[0], *guess)
-            if area is not None and min(area.width, area.height) >= SMALLEST and chance > certain:
+        for cells in find_cells(predict_cells(self.network, luma, device, precision), 1 - self.sensitivity):
+            (top, bottom, left, right), share = outline(cells)
+            top, bottom = (int(np.clip(round(end), 0, height)) for end in (top, bottom))
+            left, right = (int(np.clip(round(end), 0, width)) for end in (left, right))
+            guess = 2.0 ** np.median(cells.seen[5:7], axis=1)
+            area = Area(left, top, right - left, bottom - top, *guess.tolist())
+            filled = cells.seen.shape[1] * CELL**2 / max(1, area.width * area.height)
+            chance = float(cells.seen[0].mean()) * share * min(filled, 1 / filled)
+            if min(area.width, area.height) < SMALLEST:
+                continue
+            area = fit_area(luma, (top, bottom, left, right), tuple(guess)) if self.fit else area
+            if area is not None:
+                chance *= (min(area.block_width, area.block_height) / max(area.block_width, area.block_height)) ** 0.5
+                logits = torch.from_numpy(cells.seen[7:]).mean(1).softmax(0)
                 average = AVERAGES[int(logits.argmax())] if logits.max() >= SURE else None
-                areas.append(replace(area, average=average, confidence=chance))
+                areas.append(replace(area, average=average, confidence=float(chance)))
         return areas
 
 

@@ -32,7 +32,8 @@ class FindingConfig(Config):
     crops: int = key(8000, "training pictures in an epoch, made of the photos in turn", minimum=1, maximum=10**7)
     pictures: int = key(200, "pictures made to measure on", minimum=4, maximum=10**5)
     batch_size: int = inherited("batch_size", 16)
-    learning_rate: float = inherited("learning_rate", 2e-3)
+    learning_rate: float = inherited("learning_rate", 1.5e-3)
+    gradient_clip: float = inherited("gradient_clip", 4.0)  # larger gradients, of a few strange pictures, do harm
     synthetic_images: int = inherited("synthetic_images", 2000)
     sensitivity: float = key(
         0.5,
@@ -43,20 +44,18 @@ class FindingConfig(Config):
     )
 
 
-def losses_of(maps, cells, labels, sides, averages, weights):
-    """(cross entropy of area and edge; smooth L1 of the log2 of sides and cross entropy of averages, inside areas).
-
-    maps, cells: MosaicNet's outputs; the others as MosaicCrops has them, batched. Edges are told within areas only.
-    """
-    truth = torch.cat([labels > 0, labels == 2], dim=1).float()
-    weights = F.interpolate(weights, scale_factor=4) * torch.cat([torch.ones_like(labels), labels > 0], dim=1)
-    found = (F.binary_cross_entropy_with_logits(maps.float(), truth, reduction="none") * weights).mean()
+def losses_of(cells, covered, grids, averages, weights):
+    """(cross entropy of being in an area; smooth L1 of distances and sides, in octaves, and cross entropy of averages,
+    inside areas). cells: MosaicNet's output; the others as MosaicCrops has them, batched."""
+    cells = cells.float()
+    found = (F.binary_cross_entropy_with_logits(cells[:, :1], covered, reduction="none") * weights).mean()
     inside = averages >= 0
     if not inside.any():
         return found, cells.sum() * 0
-    cells = cells.float().movedim(1, -1)[inside]
-    grids = F.smooth_l1_loss(cells[:, :2], sides.movedim(1, -1)[inside], beta=0.1)
-    return found, grids + 0.1 * F.cross_entropy(cells[:, 2:], averages[inside])
+    cells, weights = cells.movedim(1, -1)[inside], weights[:, 0][inside]
+    off = F.smooth_l1_loss(cells[:, 1:7], grids.movedim(1, -1)[inside], beta=0.1, reduction="none").mean(dim=1)
+    averages = F.cross_entropy(cells[:, 7:], averages[inside], reduction="none")
+    return found, ((off + 0.05 * averages) * weights).sum() / weights.sum()
 
 
 class Finding(Task):
@@ -83,9 +82,9 @@ class Finding(Task):
         return min(len(self.training_set.indices), self.config.max_images or self.config.crops)
 
     def loss(self, part, parts, batch):
-        luma, labels, sides, averages, weights = batch
-        found, grids = losses_of(*parts[part](luma.float() / 255), labels, sides, averages, weights)
-        return {"train_loss": found + 0.2 * grids, "mask_loss": found}, found.new_tensor(len(luma), dtype=torch.float64)
+        luma, *truth = batch
+        found, grids = losses_of(parts[part](luma.float() / 255), *truth)
+        return {"train_loss": found + 0.5 * grids, "mask_loss": found}, found.new_tensor(len(luma), dtype=torch.float64)
 
     # ---------------------------------------------------------------------------------------------- measuring
 

@@ -19,9 +19,10 @@ GRIDS = ("rectangle", "picture")  # where the grid of blocks begins
 SIDES = (4, 64)  # of blocks when they are made, in pixels
 SCALES = (0.5, 1.5)  # of a picture after it was pixelated
 FORMATS = {"PNG": None, "JPEG 95": (95, 0), "JPEG 80": (80, 2), "scaled JPEG 80": (80, 2)}  # quality, subsampling
-VISIBLE = 3.0  # grey levels, deviation of the blocks' values: of less, as of a clear sky, nothing is to be seen
+VISIBLE = 3.0  # grey levels of change along each edge of an area: of less, as in a clear sky, nothing is to be seen
 LARGE = 10_000  # pixels of an area; smaller ones have more weight in training
-EDGE = 2  # pixels along the inside of an area's edges, which the finder learns to tell from the rest
+CELL = 4  # pixels a side of what the finder says one thing of
+REACH = 128  # pixels from which on one edge is as far as any other to the finder
 
 
 @dataclass
@@ -136,15 +137,17 @@ def _to_image(pixels):
 # ------------------------------------------------------------------------------------------------ random areas
 
 
-def draw_areas(rng, width, height, count):
-    """Up to `count` random areas of a picture, which may touch but not overlap: a list of Area."""
-    areas = []
-    for _ in range(4 * count):
+def draw_areas(rng, pixels, count, skew=1.0):
+    """Pixelate up to `count` random areas of a picture, in place; they may touch, but not overlap: a list of Area.
+
+    Each can be seen: along every edge, the outer blocks differ from what was there. skew: above 1, more small blocks.
+    """
+    (height, width), areas = pixels.shape[:2], []
+    for _ in range(6 * count):
         if len(areas) == count:
             break
-        side = int(round(np.exp(rng.uniform(*np.log(SIDES)))))
-        largest = min(width, height)
-        side = min(side, largest // 3)
+        low, high = np.log(SIDES)
+        side = min(int(round(np.exp(low + (high - low) * rng.random() ** skew))), min(width, height) // 3)
         blocks = np.exp(rng.uniform(np.log(3), np.log(24), 2))
         extent = [int(min(max(12, n * side), length)) for n, length in zip(blocks, (width, height))]
         x, y = (int(rng.integers(0, length - n + 1)) for n, length in zip(extent, (width, height)))
@@ -155,8 +158,21 @@ def draw_areas(rng, width, height, count):
         phases = (0.0, 0.0) if rng.random() < 0.6 else (float(-x % side), float(-y % side))
         area = Area(x, y, *extent, float(side), float(side), *phases, AVERAGES[int(rng.choice(3, p=(0.5, 0.3, 0.2)))])
         if not any(area.overlap(other) for other in areas):
-            areas.append(area)
+            before = pixels[area.box()].copy()
+            pixelate_area(pixels, area)
+            if is_visible(before, pixels[area.box()], side):
+                areas.append(area)
+            else:
+                pixels[area.box()] = before
     return areas
+
+
+def is_visible(before, after, side):
+    """Whether the outer `side` rows and columns of an area, (H, W, C) uint8, each changed by VISIBLE, as an RMSE."""
+    change = ((before.astype(np.float32) - after) ** 2).mean(axis=2)
+    return min(strip.mean() for strip in (change[:side], change[-side:], change[:, :side], change[:, -side:])) >= (
+        VISIBLE**2
+    )
 
 
 def draw_distractor(rng, side):
@@ -215,9 +231,9 @@ class Mosaics(Dataset):
         image = image.resize((side, side), Image.Resampling.BICUBIC, (x, y, x + cut, y + cut))
         return np.asarray(image)[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
 
-    def make(self, rng, photo, side, file, count, mosaic=True):
-        """(pixels, (side, side, 3) uint8; list of Area). file: a key of FORMATS, or None for any in between. mosaic
-        False: the same picture before it was pixelated.
+    def make(self, rng, photo, side, file, count, skew=1.0, mosaic=True):
+        """(pixels, (side, side, 3) uint8; list of Area). file: a key of FORMATS, or None for any in between. skew: see
+        `draw_areas`. mosaic False: the same picture before it was pixelated.
         """
         scale = float(np.exp(rng.uniform(*np.log(SCALES)))) if file == "scaled JPEG 80" else 1.0
         scale = float(np.exp(rng.uniform(*np.log(SCALES)))) if file is None and rng.random() < 0.4 else scale
@@ -228,10 +244,9 @@ class Mosaics(Dataset):
             pixels = self.source(rng, photo, int(first)).copy()
         if rng.random() < 0.3:  # photos have been JPEGs before
             pixels = compress(pixels, int(rng.integers(20, 96)), int(rng.choice((0, 2)))).copy()
-        areas = draw_areas(rng, *pixels.shape[1::-1], count)
-        areas = [area for area in areas if means_between(pixels[area.box()], *area.lines()).std() >= VISIBLE]
-        for area in areas if mosaic else ():
-            pixelate_area(pixels, area)
+        plain = pixels.copy()
+        areas = draw_areas(rng, pixels, count, skew)
+        pixels = pixels if mosaic else plain
         if scale != 1:
             kind = Image.Resampling.BICUBIC if rng.random() < 0.5 else Image.Resampling.BILINEAR
             pixels = np.asarray(Image.fromarray(pixels).resize((side, side), kind))
@@ -245,9 +260,10 @@ class Mosaics(Dataset):
 class MosaicCrops(Mosaics):
     """Training samples: a function of their key (epoch, i) and of the seed.
 
-    luma, (1, S, S) uint8; labels, (1, S, S) uint8: 0 none, 1 inside of an area, 2 its edge; log2 of the blocks' width
-    and height, (2, S/4, S/4) float32, 0 outside; index of the average, (S/4, S/4) int64, -1 outside; weights of the
-    pixels, (1, S/4, S/4) float32, larger in small areas.
+    luma, (1, S, S) uint8; and of its cells of CELL pixels a side, n = S / CELL: covered, (1, n, n) float32, the share
+    that is pixelated; grids, (6, n, n) float32, log2 of the distances from the cell's middle to the area's left, top,
+    right and bottom edge (see `log_distance`) and of the blocks' width and height, 0 outside; averages, (n, n) int64,
+    the index of the average, -1 outside; weights, (1, n, n) float32, larger in small areas.
     """
 
     SIDE = 256
@@ -263,21 +279,34 @@ class MosaicCrops(Mosaics):
         epoch, i = key if self.distinct is None else (0, key[1] % self.distinct)
         rng = np.random.default_rng((self.seed, epoch, i))
         photo = self.cache[self.indices[(epoch * self.crops + i) % len(self.indices)]]
-        pixels, areas = self.make(rng, photo, self.SIDE, None, int(rng.choice(4, p=(0.2, 0.4, 0.25, 0.15))))
-        labels = np.zeros((self.SIDE, self.SIDE), dtype=np.uint8)
-        sides = np.zeros((2, self.SIDE // 4, self.SIDE // 4), dtype=np.float32)
-        averages = np.full((self.SIDE // 4, self.SIDE // 4), -1, dtype=np.int64)
-        weights = np.ones((1, self.SIDE // 4, self.SIDE // 4), dtype=np.float32)
+        count = int(rng.choice(6, p=(0.15, 0.2, 0.25, 0.2, 0.1, 0.1)))
+        pixels, areas = self.make(rng, photo, self.SIDE, None, count, skew=1.5)
+        n = self.SIDE // CELL
+        covered, grids = np.zeros((1, n, n), dtype=np.float32), np.zeros((6, n, n), dtype=np.float32)
+        averages, weights = np.full((n, n), -1, dtype=np.int64), np.ones((1, n, n), dtype=np.float32)
+        middles = np.arange(n) * CELL + CELL / 2
         for area in areas:
-            labels[area.box()] = 2
-            labels[area.y + EDGE : area.y + area.height - EDGE, area.x + EDGE : area.x + area.width - EDGE] = 1
-            rows, columns = area.box()
-            cells = slice(rows.start // 4, -(-rows.stop // 4)), slice(columns.start // 4, -(-columns.stop // 4))
-            sides[0][cells], sides[1][cells] = np.log2([area.block_width, area.block_height])
-            averages[cells] = AVERAGES.index(area.average)
-            weights[0][cells] = np.clip((LARGE / (area.width * area.height)) ** 0.5, 1, 8)
+            edges = (area.x, area.y), (area.x + area.width, area.y + area.height)
+            across, down = (
+                np.clip(middles + CELL / 2 - a, 0, CELL) - np.clip(middles + CELL / 2 - b, 0, CELL)
+                for a, b in zip(*edges)
+            )
+            share = down[:, None] * across / CELL**2
+            covered[0] += share
+            inside = share >= 0.5
+            for k, (axis, sign) in enumerate(((0, 1), (1, 1), (0, -1), (1, -1))):
+                distance = log_distance(sign * (middles - edges[k // 2][axis]))
+                grids[k][inside] = np.broadcast_to(distance if axis == 0 else distance[:, None], (n, n))[inside]
+            grids[4][inside], grids[5][inside] = np.log2([area.block_width, area.block_height])
+            averages[inside] = AVERAGES.index(area.average)
+            weights[0][share > 0] = np.clip((LARGE / (area.width * area.height)) ** 0.5, 1, 8)
         luma = np.asarray(Image.fromarray(pixels).convert("L"))
-        return tuple(map(torch.from_numpy, (luma[None].copy(), labels[None], sides, averages, weights)))
+        return tuple(map(torch.from_numpy, (luma[None].copy(), covered, grids, averages, weights)))
+
+
+def log_distance(distance):
+    """log2 of a distance in pixels, 2 more than it is, and REACH at most; so small ones matter most."""
+    return np.log2(np.clip(distance, 0, REACH) + 2)
 
 
 class MosaicPhotos(Mosaics):
@@ -306,4 +335,4 @@ class MosaicPhotos(Mosaics):
         rng = np.random.default_rng((self.seed, 7, i))
         photo = self.cache[self.indices[i % len(self.indices)]]
         count = 0 if i // len(FORMATS) % 5 == 4 else int(rng.integers(1, 4))
-        return self.make(rng, photo, self.SIDE, list(FORMATS)[i % len(FORMATS)], count, mosaic)
+        return self.make(rng, photo, self.SIDE, list(FORMATS)[i % len(FORMATS)], count, mosaic=mosaic)

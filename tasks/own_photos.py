@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from datasets import to_8_bits
 from tasks import Action
-from tasks.areas import find_area, find_exact, restore_area, square_area
+from tasks.areas import SAME, exact_area, find_area, find_exact, parts_of, restore_area, square_area
 from tasks.evaluation import load_model, load_models
 from tasks.finding import Finding
 from tasks.mosaics import Area, pixelate_area
@@ -23,8 +23,6 @@ from utils import UserError, atomic_write, show
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # of the photos of a folder
 WRITTEN = ("_depixelated.png", "_before_after.png", "_preview.png")
-AROUND = 16  # pixels around a found area in which exact blocks are looked for
-SAME = 0.5  # share of an area from which on it is the same as another
 
 
 def read_photo(path):
@@ -126,20 +124,17 @@ def result_base(path, relative, output):
 
 
 def find_areas(finder, pixels, device, precision):
-    """The pixelated Areas of a photo: what the finder finds, and what a file has kept to the bit."""
-    found, exact = finder(pixels, device, precision), find_exact(pixels)
-    for area in found:
-        y, x = max(0, area.y - AROUND), max(0, area.x - AROUND)
-        near = find_area(pixels[y : area.y + area.height + AROUND, x : area.x + area.width + AROUND])
-        near = square_area(pixels, (near[0] + x, near[1] + y, *near[2:])) if near else None
-        if near and near.overlap(area) >= SAME and not any(near.overlap(other) for other in exact):
-            exact.append(near)
-    areas = []
-    for area in exact:  # which the finder sees less exactly, or parts of it
+    """The pixelated Areas of a photo: what a file has kept to the bit, and what a Finder (or None) finds beside it."""
+    seen, areas = finder.candidates(pixels, device, precision) if finder else [], find_exact(pixels)
+    found = [area for area in seen if area.confidence > finder.least]
+    for area in filter(None, (exact_area(pixels, area) for area in seen)):  # no doubt is left where blocks are exact
+        if not any(area.overlap(other) for other in areas):
+            areas.append(area)
+    for i, area in enumerate(areas):  # which the finder knows more of
         same = max(found, key=area.overlap, default=None)
-        known = same and area.overlap(same) >= SAME
-        areas.append(replace(area, average=same.average, confidence=same.confidence) if known else area)
-    return areas + [area for area in found if all(area.share_in(other) < SAME for other in exact)]
+        if same and area.overlap(same) >= SAME:
+            areas[i] = replace(area, average=same.average, confidence=same.confidence)
+    return areas + [a for a in found if all(max(a.share_in(b), b.share_in(a)) < SAME for b in areas)]
 
 
 def describe(areas, name):
@@ -200,11 +195,11 @@ def depixelate(task, given, paths):
 
 
 def load_finder(config, device):
-    """The shipped Finder, with the configured sensitivity; without its file, one that finds nothing."""
+    """The shipped Finder, with the configured sensitivity; None without its file."""
     task = Finding(Finding.Config(sensitivity=config.sensitivity))
     if not os.path.exists(task.shipped):
         print(f"{show(task.shipped)} is missing, so only areas are found that a file has kept exactly", file=sys.stderr)
-        return lambda *_: []
+        return None
     return load_model(task, task.shipped, set(), device).predict
 
 
@@ -225,7 +220,8 @@ def depixelate_photo(config, path, base, search, restore):
     elif areas:
         result = pixels
         for area in sorted(areas, key=lambda area: area.block_width * area.block_height):
-            result = restore(pixels=result, area=area)
+            for part in parts_of(area):
+                result = restore(pixels=result, area=part)
         gap = np.full((len(pixels), max(2, pixels.shape[1] // 50), pixels.shape[2]), 255, dtype=np.uint8)
         written = [base + suffix for suffix in WRITTEN[:2]]
         save_photo(result, alpha, profile, written[0])

@@ -9,7 +9,8 @@ import main as entry
 from architectures import ResidualUNet
 from datasets import block_means
 from synthetic import synthetic_image
-from tasks.areas import estimate_block_size, find_area, restore_area, square_area
+from tasks.areas import estimate_block_size, find_area, parts_of, restore_area, square_area
+from tasks.mosaics import Area
 from tasks.own_photos import read_photo
 
 
@@ -114,3 +115,13 @@ def test_the_colour_profile_stays(tmp_path):
     assert entry.main(["--pixelate", str(tmp_path / "a.png")]) == 0
     with Image.open(tmp_path / "a_pixelated.png") as image:
         assert image.info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize("side, phase", [(7.0, 3.0), (10.4, 0.0), (60.0, 20.0)])
+def test_huge_areas_are_cut_along_their_grid(side, phase):
+    area = Area(5, 9, 4000, 900, side, side, phase, phase)
+    parts = list(parts_of(area))
+    assert sum(part.width * part.height for part in parts) == 4000 * 900
+    assert len(parts) == (3 if side < 12 else 1)
+    lines = {line + part.x - area.x for part in parts for line in part.lines()[1].tolist()}
+    assert lines == set(area.lines()[1].tolist())
