@@ -65,7 +65,7 @@ def test_mean_of_predictions_scores_no_worse_than_the_mean_of_scores():
     networks = [Off(4 / 255), Off(-8 / 255)]
     networks += [mean_of(networks), IdentityModel()]
     task = Depixelation(Depixelation.Config())
-    figures, seconds, sample, geometry = task.measure(networks, samples, torch.device("cpu"), torch.float32)
+    figures, seconds, sample, geometry, _ = task.measure(networks, samples, torch.device("cpu"), torch.float32)
     assert figures["score"].tolist() == [[4.0] * 10, [8.0] * 10, [2.0] * 10, [0.0] * 10]
     assert geometry.tolist() == [[16, 16]] * 10 and (seconds > 0).all()
     assert torch.equal(sample[2][0], torch.where(known, image, 104)[0]) and len(sample[0]) == 8
