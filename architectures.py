@@ -237,18 +237,17 @@ class ResidualUNet(UNet):
         """The mean of the predictions in these symmetries of the square, numbers from 0 (as it is) to 7."""
         height, width = inputs.shape[2:]
         padding = (0, -width % self.multiple, 0, -height % self.multiple)
-        images = F.pad(inputs[:, :1].float(), padding, "replicate")
-        unknown = F.pad(inputs[:, 1:] == 0, padding)
-        output = images.clone()
+        maps = F.pad(inputs.float(), padding, "replicate")
+        unknown = F.pad(inputs[:, 1:2] == 0, padding)
+        output = maps[:, :1].clone()
         starts, sides = zip(*(self._windows(unknown[:, 0], axis) for axis in (1, 2)))
         sides = torch.stack(sides, dim=1)  # (N, 2)
         for shape in sides.unique(dim=0):  # images with windows of one shape are restored together
-            n = (sides == shape).all(dim=1).nonzero()  # (M, 1)
-            rows, columns = (
-                start[n] + torch.arange(side, device=inputs.device) for start, side in zip(starts, shape.tolist())
-            )
-            window = (n[:, :, None], 0, rows[:, :, None], columns[:, None, :])  # (M, h, w) of (N, 1, H, W)
-            output[window] = self._restore(images[window][:, None], unknown[window][:, None], symmetries)[:, 0]
+            n = (sides == shape).all(dim=1).nonzero()[:, :, None]  # (M, 1, 1)
+            rows, columns = (a[n] + torch.arange(s, device=a.device) for a, s in zip(starts, shape.tolist()))
+            at = n, rows.mT, columns  # (M, h, w) of (N, H, W)
+            window = maps.movedim(1, 3)[at].movedim(3, 1).contiguous()  # (M, C, h, w)
+            output[:, 0][at] = self._restore(window, unknown[:, 0][at][:, None], symmetries)[:, 0]
         return output[:, :, :height, :width]
 
     def _windows(self, unknown, axis):
@@ -259,8 +258,9 @@ class ResidualUNet(UNet):
         side = self.window_side(extent).clamp(max=length)
         return (first + torch.div(extent - side, 2, rounding_mode="floor")).clamp(min=0).minimum(length - side), side
 
-    def _restore(self, images, unknown, symmetries):
-        """The restored windows, (N, 1, h, w), of images, (N, 1, h, w) in [0, 1], and unknown, bool of that shape."""
+    def _restore(self, maps, unknown, symmetries):
+        """The restored windows, (N, 1, h, w), of inputs, (N, 2, h, w), and unknown, (N, 1, h, w) bool."""
+        images = maps[:, :1]
         with torch.autocast(images.device.type, enabled=False):  # grey values need more than the 8 bits of bfloat16
             grid = BlockGrid(images, unknown, self.sizes)
             means = grid.expected_means(images)

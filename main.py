@@ -34,7 +34,7 @@ from processes import (
 )
 from tasks import Action, load_task, task_names
 from tasks.challenge import zip_project
-from tasks.evaluation import compare, evaluate, load_weights, summarize, training_record, write_table
+from tasks.evaluation import compare, evaluate, summarize, training_record, write_table
 from tasks.outputs import RUN_FILES, check_outputs
 from tasks.training import EpochBar, Part, Run, restore_run, save_run
 from utils import (
@@ -66,7 +66,7 @@ def train(config, task, processes, state=None):
     inherited = []
     if config.init and not state:
         checkpoint = load_checkpoint(config.init, "name a models/NAME.pt")
-        load_weights(network, checkpoint, config.init)
+        task.load_weights(network, checkpoint, config.init)
         inherited = training_record(checkpoint)
     with processes.first_alone():
         task.prepare()
@@ -175,7 +175,7 @@ def finish_epoch(config, task, run, parts, device, precision, board):
     }
     run.rows.append(row)
     score = figures[task.scores[0]]
-    better = run.best is None or (score > run.best if task.higher_is_better else score < run.best)
+    better = run.best is None or task.keeps_last or (score > run.best if task.higher_is_better else score < run.best)
     run.best, run.stale = (score, 0) if better else (run.best, run.stale + 1)
     if better:
         kept = {"config": config.without_paths(), "weights": weights, **row}
@@ -191,7 +191,7 @@ def finish_epoch(config, task, run, parts, device, precision, board):
         task.plot_log(run.rows, config.file("losses", ".png"))
     except OSError as error:  # open in another program, say; that stops no training
         print(f"warning: {error.filename or config.file('losses', '.csv')}: {error.strerror or error}", file=sys.stderr)
-    reference, shown = task.reference(row), f"{score:.{task.decimals}f}{' (best)' if better else ''}"
+    reference, shown = task.reference(row), f"{score:.{task.decimals}f}{' (best)' * (better and not task.keeps_last)}"
     print(
         f"epoch {run.epoch:g}: training loss {next(iter(run.means().values())):.4g}, validation {task.scores[0]} "
         f"{shown}{', ' * bool(reference)}{reference}, {row['minutes']:.1f} min"
@@ -216,10 +216,13 @@ def tell_end(config, task, run, processes):
         )
         return 128 + run.stopped_by
     score = task.scores[0]
-    best = (max if task.higher_is_better else min)(run.rows, key=lambda row: row[score])
+    best = run.rows[-1]
+    if not task.keeps_last:
+        best = (max if task.higher_is_better else min)(run.rows, key=lambda row: row[score])
     reference, shown = task.reference(best), f"{best[score]:.{task.decimals}f}"
+    which = "last" if task.keeps_last else "best"
     print(
-        f"Done: best {score} {shown} at epoch {best['epoch']:g}{' (' * bool(reference)}{reference}"
+        f"Done: {which} {score} {shown} at epoch {best['epoch']:g}{' (' * bool(reference)}{reference}"
         f"{')' * bool(reference)} on {len(task.validation_set):,} held-out images, after {run.seconds / 60:.1f} "
         f"minutes of training.\nModel: {show(config.file('models', '.pt'))}; curve and samples: "
         f"{show(config.file('losses', '.png'))}, {show(config.file('losses', '_samples.png'))}"

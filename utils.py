@@ -182,9 +182,9 @@ class Config:
         return "path" in self.limits(name) and value is not None and value not in self.limits(name).get("words", ())
 
 
-def inherited(name, default):
-    """The key of Config of this name with another default, for a subclass."""
-    limits = dict(Config.limits(name))
+def inherited(name, default, of=None):
+    """The key of this name, of Config or of a task's, with another default."""
+    limits = dict((of or Config).limits(name))
     return key(default, limits.pop("help"), **limits)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import default_collate
 
 from datasets import epochs
+from tasks.evaluation import load_weights
 from utils import Config, UserError, digest
 
 MAX_PARAMETERS = 10**9
@@ -38,6 +39,7 @@ class Task:
     parts = ("network",)  # the networks that are trained, each by its own loss; models/NAME.pt holds the first
     scores = ("score",)  # columns of the log; the first decides which model is the best
     higher_is_better = False
+    keeps_last = False  # whether the last averaged weights are kept, not those with the best score
     decimals = 3  # of the scores, as they are printed
     curves = ()  # columns of the log that --compare draws; none: the training loss and the scores
     actions = {}  # name: Action; those that every task has are in main.py
@@ -71,6 +73,10 @@ class Task:
         except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError, ArithmeticError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"network_options: {name} cannot be built with {json.dumps(options)} ({reason})") from None
+
+    def load_weights(self, network, checkpoint, path):
+        """Start the first part from another model's file, --init. Raises UserError."""
+        load_weights(network, checkpoint, path)
 
     def loss(self, part, parts, batch):
         """What this part is to minimise on a batch, and what else the log shall hold.

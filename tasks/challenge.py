@@ -23,6 +23,7 @@ from tasks import Action
 from tasks.evaluation import Model, chosen_model, confidence_interval, load_models, mean_of, training_record
 from tasks.images import images_with_truth
 from tasks.outputs import check_outputs, file_digest, sign
+from tasks.refining import plot_possible, refined
 from tasks.restoration import BATCH, plot_samples, restore
 from utils import ROOT, UserError, atomic_write, config_from_dict, load_checkpoint, show
 
@@ -91,11 +92,13 @@ def restore_all(predict, pixelated_images, known_arrays, device, precision):
 def predict(task, given, paths):
     """Write the challenge file for config.test_set, with the mean of several models where there are some."""
     config = task.config
-    picture = os.path.splitext(config.submission)[0] + ".png"
+    picture, possible = (os.path.splitext(config.submission)[0] + end for end in (".png", "_samples.png"))
     read = [*(paths or [chosen_model(task, given)]), config.test_set]
-    check_outputs([(config.submission, picture), (picture, "picture")], read)
+    outputs = [(config.submission, picture), (picture, "picture"), (possible, "picture")]
+    check_outputs(outputs[: 3 if config.samples else 2], read)
     models, device, precision = load_models(task, given, paths)
     predictor = models[0].predict if len(models) == 1 else mean_of([model.predict for model in models])
+    predictor = refined(task, predictor, device)
     pixelated_images, known_arrays = load_test_set(config.test_set)
     started = time.monotonic()
     predictions = restore_all(predictor, pixelated_images, known_arrays, device, precision)
@@ -113,6 +116,9 @@ def predict(task, given, paths):
     shown = [i for i in range(min(8, len(predictions))) if predictions[i].shape == predictions[0].shape]
     sheet = (np.stack([arrays[i] for i in shown]) for arrays in (pixelated_images, known_arrays, predictions))
     plot_samples(*map(torch.from_numpy, sheet), None, picture, file_digest(config.submission))
+    if config.samples:
+        arrays = (torch.from_numpy(np.stack([a[i] for i in shown])) for a in (pixelated_images, known_arrays))
+        plot_possible(predictor, *arrays, None, config.samples, device, possible)
     print(
         f"Wrote {show(config.submission)}: {len(submission):,} images, {os.path.getsize(config.submission):,} bytes, "
         f"read back and checked; {len(submission) / seconds:.0f} images/s.\nThe first restorations: {show(picture)}"

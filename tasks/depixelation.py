@@ -13,11 +13,13 @@ from tqdm import tqdm
 
 from architectures import BasicCNN, DeePixV1, IdentityModel, ResidualUNet, find_block_sizes
 from datasets import IMAGE_SIZE, SIZE_RANGE, CachedPixelationDataset, collate
-from tasks import Task, challenge, own_photos
+from tasks import challenge, own_photos
+from tasks.adversarial import Adversarial, AdversarialConfig
 from tasks.evaluation import Measurement, Model, load_model, mean_of
 from tasks.images import held_out_digests, image_source, images_with_truth
 from tasks.mosaics import AVERAGES, GRIDS
-from tasks.realism import print_realism
+from tasks.realism import plot_tradeoff, print_realism
+from tasks.refining import Refined, plot_possible, with_refined
 from tasks.restoration import (
     BATCH,
     LEADERBOARD_2023,
@@ -29,7 +31,7 @@ from tasks.restoration import (
     rmse_per_image,
     to_inputs,
 )
-from utils import ROOT, Config, key
+from utils import ROOT, key
 
 REFERENCE = os.path.join(ROOT, "models", "BasicCNN.pt")  # its score is worth 200 points
 NETWORKS = {network.__name__: network for network in (ResidualUNet, DeePixV1, BasicCNN, IdentityModel)}
@@ -49,7 +51,7 @@ FLAG = {"nargs": "?", "const": "true"}  # an option that may stand without a val
 
 
 @dataclass
-class DepixelationConfig(Config):
+class DepixelationConfig(AdversarialConfig):
     """The keys of the challenge."""
 
     network: str = key("ResidualUNet", "the architecture", choices=tuple(NETWORKS))
@@ -66,7 +68,9 @@ class DepixelationConfig(Config):
         maximum=8,
         command=True,
     )
-    realism: bool = key(False, "with --evaluate: measure how real restorations look", argparse=FLAG, command=True)
+    samples: int | None = key(
+        None, "draw so many possible originals, and how far they differ", minimum=2, maximum=100, command=True
+    )
     test_set: str = key("test_set.pkl", "the challenge's test pickle", path=True, command=True)
     submission: str = key("submission.bin", "the challenge file that --predict writes", path=True, command=True)
     area: list | None = key(
@@ -135,13 +139,14 @@ GROUPS = {  # how --evaluate splits the score: (column of a Measurement's detail
 }
 
 
-class Depixelation(Task):
+class Depixelation(Adversarial):
     """Predict the original pixels of the rectangle. A batch: pixelated images, known arrays, images, (N, 1, 64, 64)."""
 
     Config = DepixelationConfig
     summary = "restore the pixelated rectangle of 64x64 grayscale photos (the challenge)"
     networks = NETWORKS
     shipped = os.path.join(ROOT, "models", "photos.pt")
+    refiner = os.path.join(ROOT, "models", "flow.pt")
     actions = challenge.ACTIONS | own_photos.ACTIONS
     collate = staticmethod(collate)
 
@@ -167,6 +172,8 @@ class Depixelation(Task):
         return self.training_set.batches(self.config.batch_size, start, getattr(network, "window_side", None))
 
     def loss(self, part, parts, batch):
+        if part == "discriminator":
+            return self.tell_apart(parts[part])
         pixelated_images, known_arrays, images = batch
         inputs = to_inputs(pixelated_images, known_arrays)  # (N, 2, 64, 64)
         network = parts[part]
@@ -174,8 +181,9 @@ class Depixelation(Task):
             predictions = network(inputs, symmetries=torch.randint(network.network.SYMMETRIES, (1,)).tolist())
         else:
             predictions = network(inputs)  # (N, 1, 64, 64)
-        loss, count = training_loss(self.config.loss, predictions, images.float() / 255, known_arrays)
-        return {"train_loss": loss}, count
+        truth, unknown = images.float() / 255, (~known_arrays).float()
+        loss, count = training_loss(self.config.loss, predictions, truth, known_arrays)
+        return self.deceive(parts, {"train_loss": loss}, predictions, truth, inputs, unknown), count
 
     # ---------------------------------------------------------------------------------------------- measuring
 
@@ -207,7 +215,7 @@ class Depixelation(Task):
                     chosen = [k for k in range(len(images)) if position + k in wanted]
                     sample.append([t[chosen] for t in (batch[0], batch[1], predictions, batch[2])])
             errors.append(torch.stack(rows))
-            if self.config.realism:
+            if getattr(self.config, "realism", 0):
                 outputs.append([*batch, *kept])
             unknown = ~batch[1][:, 0]
             sizes = find_block_sizes(batch[0][:, 0], unknown, range(SIZE_RANGE[0], SIZE_RANGE[1] + 1))
@@ -224,7 +232,7 @@ class Depixelation(Task):
         return {"score": score, "identity_score": identity_score}, measured.sample
 
     def reference(self, row):
-        return f"IdentityModel {row['identity_score']:.3f}"
+        return f"IdentityModel {row['identity_score']:.3f}{self.verdict(row)}"
 
     def evaluation_set(self, given, models):
         cache, indices, source = images_with_truth(self.config, given, models)
@@ -237,6 +245,7 @@ class Depixelation(Task):
     def compared(self, models, device):
         if len(models) > 1:
             models = models + [Model("mean of these", mean_of([model.predict for model in models]))]
+        models, self.device = with_refined(self, models, device), device
         names = [model.name for model in models]
         if os.path.exists(REFERENCE):
             reference = load_model(self, REFERENCE, set(), device)
@@ -272,11 +281,24 @@ class Depixelation(Task):
             for name, row in zip(names, errors):
                 cells = (f"{row[member].mean():8.3f}" if member.any() else " " * 8 for member in members)
                 print(f"{name:{width}} " + " ".join(cells))
+        pictures = [self.config.file("losses", "_evaluation.png")]
+        plot_errors(errors, measured.details, names, pictures[0])
         if measured.outputs:
-            print_realism(names, *measured.outputs)
-        picture = self.config.file("losses", "_evaluation.png")
-        plot_errors(errors, measured.details, names, picture)
-        return [picture, *super().report(models, measured)]
+            pictures += self.report_realism(models, *measured.outputs)
+        return [*pictures, *super().report(models, measured)]
+
+    def report_realism(self, models, pixelated_images, known_arrays, images, *predictions):
+        """Print a table of how real the models' predictions look, and draw it; returns the pictures' paths."""
+        names = [model.name for model in models]
+        print_realism(names, pixelated_images, known_arrays, images, *predictions)
+        tradeoff, sheet = (self.config.file("losses", f"_evaluation_{name}.png") for name in ("tradeoff", "realism"))
+        refined = [isinstance(model.predict, Refined) for model in models]
+        ends = [i for i, m in enumerate(models) if refined[i] or (i and m.config and m.config.adversarial)]
+        ends = [(names[i], predictions[i]) for i in ends]
+        plot_tradeoff((names[0], predictions[0]), ends, images, known_arrays, tradeoff)
+        shown = [maps[:: max(1, len(images) // 8)][:8] for maps in (pixelated_images, known_arrays, images)]
+        plot_possible(models[refined.index(True)].predict, *shown, self.config.samples or 3, self.device, sheet)
+        return [tradeoff, sheet]
 
     # ---------------------------------------------------------------------------------------------- drawing
 

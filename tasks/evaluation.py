@@ -87,13 +87,13 @@ def chosen_model(task, given):
     return path
 
 
-def load_model(task, path, given, device):
-    """The Model of a file, on the device. Its architecture comes from the file itself. Raises UserError."""
+def load_network(task, path, given, device, option="--model"):
+    """(network in eval mode, on the device; the Config it was trained with; its checkpoint). Raises UserError.
+
+    option: that names the file.
+    """
     config = task.config
-    baselines = task.baselines()
-    if path in baselines:
-        return Model(path, baselines[path])
-    checkpoint = load_checkpoint(path, "train one first with python main.py, or name one with --model FILE")
+    checkpoint = load_checkpoint(path, f"train one first with python main.py, or name one with {option} FILE")
     made_for = checkpoint["config"].get("task", "depixelation")
     if made_for != config.task:
         raise UserError(f"{path}: is a model for --task {made_for}, not for {config.task}")
@@ -102,7 +102,15 @@ def load_model(task, path, given, device):
         raise UserError(f"network: {show(path)} is a {made.network}, not a {config.network}; leave --network out")
     network = task.build_network(made.network, made.network_options)
     load_weights(network, checkpoint, path)
-    network = network.eval().to(device, memory_format=torch.channels_last)
+    return network.eval().to(device, memory_format=torch.channels_last), made, checkpoint
+
+
+def load_model(task, path, given, device):
+    """The Model of a file, on the device. Its architecture comes from the file itself. Raises UserError."""
+    baselines = task.baselines()
+    if path in baselines:
+        return Model(path, baselines[path])
+    network, made, checkpoint = load_network(task, path, given, device)
     predict = task.predictor(network, made)
     validated_here = checkpoint.get("device") == device.type and checkpoint.get("precision") in ("float32", "bfloat16")
     parameters = sum(p.numel() for p in network.parameters())

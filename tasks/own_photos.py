@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import asdict, replace
@@ -19,10 +20,12 @@ from tasks.evaluation import load_model, load_models
 from tasks.finding import Finding
 from tasks.mosaics import Area, pixelate_area
 from tasks.outputs import check_outputs, sign
+from tasks.refining import SPREAD, refined
 from utils import UserError, atomic_write, show
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # of the photos of a folder
 WRITTEN = ("_depixelated.png", "_before_after.png", "_preview.png")
+RESULT = re.compile(r"_(depixelated|before_after|preview|spread|sample_\d+)\.png$")
 
 
 def read_photo(path):
@@ -105,7 +108,7 @@ def list_files(paths):
         for folder, subfolders, files in os.walk(path):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             for name in sorted(files):
-                if name.lower().endswith(EXTENSIONS) and not name.startswith(".") and not name.endswith(WRITTEN):
+                if name.lower().endswith(EXTENSIONS) and not name.startswith(".") and not RESULT.search(name):
                     file = os.path.join(folder, name)
                     found.append((file, os.path.relpath(file, path)))
     return found
@@ -169,20 +172,22 @@ def depixelate(task, given, paths):
     files = [(path, result_base(path, relative, config.output)) for path, relative in list_files(paths)]
     if not files:
         raise UserError(f"{show(paths[0])}: has no photos (looked for {', '.join(EXTENSIONS)}, also in subfolders)")
-    suffixes = WRITTEN[2:] if config.preview else WRITTEN[:2]
+    suffixes = WRITTEN[2:] if config.preview else (*WRITTEN[:2], *sample_suffixes(config.samples))
     check_outputs([(base + suffix, "picture") for _, base in files for suffix in suffixes], [path for path, _ in files])
     with contextlib.redirect_stdout(sys.stderr if config.json else sys.stdout):
         (model,), device, precision = load_models(task, given, [])
     finder = None if config.area else load_finder(config, device)
     search = partial(find_areas, finder, device=device, precision=precision)
-    restore = partial(restore_area, model.predict, device=device, precision=precision)
+    predict = refined(task, model.predict, device)
+    predictors = [predict, *(predict.samples(config.samples) if config.samples else ())]
+    restores = [partial(restore_area, p, device=device, precision=precision) for p in predictors]
     failed = skipped = 0
     for path, base in tqdm(files, desc="restoring", unit=" photos", leave=False, disable=len(files) < 2):
         if not config.overwrite and os.path.exists(base + suffixes[0]):
             skipped += 1
             continue
         try:
-            found = depixelate_photo(config, path, base, search, restore)
+            found = depixelate_photo(config, path, base, search, restores)
             for line in found:
                 tqdm.write(line)
         except UserError as error:
@@ -203,8 +208,11 @@ def load_finder(config, device):
     return load_model(task, task.shipped, set(), device).predict
 
 
-def depixelate_photo(config, path, base, search, restore):
-    """Restore one photo and write what became of it. Yields the lines that tell of it. Raises UserError."""
+def depixelate_photo(config, path, base, search, restores):
+    """Restore one photo, once by each of restores, and write what became of it. Yields the lines that tell of it.
+
+    Raises UserError.
+    """
     pixels, alpha, profile = read_photo(path)
     started = time.monotonic()
     if config.area:
@@ -218,14 +226,14 @@ def depixelate_photo(config, path, base, search, restore):
         written = [base + WRITTEN[2]]
         save_photo(draw_areas(pixels, areas), None, profile, written[0])
     elif areas:
-        result = pixels
-        for area in sorted(areas, key=lambda area: area.block_width * area.block_height):
-            for part in parts_of(area):
-                result = restore(pixels=result, area=part)
+        result, *samples = [restore_areas(restore, pixels, areas) for restore in restores]
         gap = np.full((len(pixels), max(2, pixels.shape[1] // 50), pixels.shape[2]), 255, dtype=np.uint8)
-        written = [base + suffix for suffix in WRITTEN[:2]]
-        save_photo(result, alpha, profile, written[0])
-        save_photo(np.concatenate([pixels, gap, result], axis=1), None, profile, written[1])
+        written = [base + suffix for suffix in (*WRITTEN[:2], *sample_suffixes(config.samples))]
+        spread = [np.std(samples, axis=0, dtype=np.float32).mean(2, keepdims=True) * SPREAD] if samples else []
+        pictures = [result, np.concatenate([pixels, gap, result], axis=1), *samples]
+        pictures += [values.clip(0, 255).round().astype(np.uint8) for values in spread]
+        for picture, name in zip(pictures, written, strict=True):
+            save_photo(picture, alpha if picture is result else None, profile, name)
     if config.json:
         yield json.dumps({"photo": path, "areas": [asdict(area) for area in areas], "written": written})
     elif areas:
@@ -233,6 +241,19 @@ def depixelate_photo(config, path, base, search, restore):
         yield f"{show(path)}: {', '.join(map(show, written))} ({seconds:.1f} s)"
     else:
         yield f"{show(path)}: no pixelated area found, so nothing is written; --area X Y WIDTH HEIGHT says where one is"
+
+
+def restore_areas(restore, pixels, areas):
+    """The photo with all areas restored, those with the smallest blocks first."""
+    for area in sorted(areas, key=lambda area: area.block_width * area.block_height):
+        for part in parts_of(area):
+            pixels = restore(pixels=pixels, area=part)
+    return pixels
+
+
+def sample_suffixes(count):
+    """The endings of what --samples writes."""
+    return [*(f"_sample_{i + 1}.png" for i in range(count)), "_spread.png"] if count else []
 
 
 # ------------------------------------------------------------------------------------------------ pixelating

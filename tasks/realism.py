@@ -4,14 +4,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
 from architectures import BlockGrid
 from datasets import SIZE_RANGE
+from tasks.evaluation import save_figure
+from tasks.restoration import rmse_per_image
 
 BINS = 15  # of spatial frequency, up to half a cycle a pixel
 SPECTRUM = 32  # pixels a side of what is transformed; smaller rectangles are padded
+SHARES = 0, 0.25, 0.5, 0.75, 1  # of realism
 STEPS, BATCH, RATE = 250, 64, 4e-3  # of the classifier's training
 
 
@@ -26,8 +30,11 @@ class Realism(NamedTuple):
     violation: float  # the largest distance of a block's mean from what its pixelated value allows, in grey levels
 
 
-def measure_realism(pixelated_images, known_arrays, predictions, images, seed=0, steps=STEPS):
-    """The Realism of predictions, (N, 1, H, W) uint8, as are the pixelated images and the true ones; known: bool."""
+def measure_realism(pixelated_images, known_arrays, predictions, images, seed=0, steps=None):
+    """The Realism of predictions, (N, 1, H, W) uint8, as are the pixelated images and the true ones; known: bool.
+
+    pixelated_images None: where there are no blocks; the violation is NaN then.
+    """
     unknown = ~known_arrays
     accuracy, low, high = two_sample_accuracy(predictions, images, unknown, seed, steps)
     ours, true = (gradients(values.float(), unknown) for values in (predictions, images))
@@ -37,7 +44,7 @@ def measure_realism(pixelated_images, known_arrays, predictions, images, seed=0,
         high,
         spectrum_distance(predictions, images, unknown),
         ours / true if true else 1.0,
-        block_violation(pixelated_images, predictions, unknown),
+        float("nan") if pixelated_images is None else block_violation(pixelated_images, predictions, unknown),
     )
 
 
@@ -54,6 +61,33 @@ def print_realism(names, pixelated_images, known_arrays, images, *predictions):
             f"{name:{width}} {found.accuracy:10.1%}  {found.low:6.1%} to {found.high:6.1%} {found.spectrum:16.2f} "
             f"{found.gradient:9.3f} {found.violation:19.2f}"
         )
+
+
+def plot_tradeoff(start, ends, images, known_arrays, path):
+    """Error against realism as a picture: on the straight lines from a model's predictions to those of others.
+
+    start: (name, predictions). ends: a list of these. predictions and images: (N, 1, H, W) uint8.
+    """
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes, unknown = figure.add_subplot(), ~known_arrays
+    for i, (name, end) in enumerate(ends):
+        points = []
+        for share in SHARES:
+            mixed = torch.lerp(start[1].float(), end.float(), share).round().to(torch.uint8)
+            error = rmse_per_image(mixed.double(), images.double(), known_arrays).mean().item()
+            points.append((error, 100 * two_sample_accuracy(mixed, images, unknown)[0]))
+        axes.plot(
+            *zip(*points), "--" if i % 2 else "-", marker="os^vD"[i % 5], color=str(0.6 * i / len(ends)), label=name
+        )
+        for share, point in zip(SHARES, points):
+            axes.annotate(f" R = {share:g}", point, fontsize=8)
+    axes.axhline(50, color="0.3", linewidth=1)
+    axes.annotate("cannot be told from the truth", (1, 50), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    axes.set(
+        xlabel=f"RMSE on the unknown pixels, grey levels; R = 0: {start[0]}", ylabel="classifier is right, per cent"
+    )
+    axes.legend()
+    save_figure(figure, path)
 
 
 # ------------------------------------------------------------------------------------------------ the classifier
@@ -78,12 +112,12 @@ class Judge(nn.Module):
         return self.last(pooled)[:, 0]
 
 
-def two_sample_accuracy(predictions, images, unknown, seed=0, steps=STEPS):
+def two_sample_accuracy(predictions, images, unknown, seed=0, steps=None):
     """(accuracy, low, high) of a fresh classifier that tells predictions from images, (N, 1, H, W) uint8.
 
     Trained on the first half, measured on the second (Lopez-Paz and Oquab 2017), so that no image is in both.
     """
-    half = len(images) // 2
+    half, steps = len(images) // 2, steps or STEPS
     values = [((t.float() - 128) / 64) for t in (predictions, images)]
     masks = unknown.float()
     with torch.random.fork_rng(devices=[]):

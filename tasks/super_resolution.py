@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from architectures import BasicSRModel, Interpolation, ResidualSRModel, SubPixelResNet
 from datasets import DOWNSCALING, CachedCrops, CachedPhotos
-from tasks import Action, Task
+from tasks import Action
+from tasks.adversarial import Adversarial, AdversarialConfig
 from tasks.evaluation import (
     Measurement,
     Model,
@@ -26,11 +27,14 @@ from tasks.evaluation import (
 )
 from tasks.images import COLOUR_SIDE, held_out_digests, image_source, images_with_truth
 from tasks.own_photos import check_written, read_photo, save_photo
-from utils import ROOT, Config, UserError, inherited, key, show
+from tasks.realism import print_realism
+from tasks.refining import refined, with_refined
+from utils import ROOT, UserError, inherited, key, show
 
 TILE = 320  # pixels a side of the part of a small photo that is enlarged at once
 BORDER = 2  # pixels along the edges of the enlarged photo that papers leave out
 SHOWN = 64  # pixels a side of what the sheet of samples shows of a photo; no cached photo is smaller
+SQUARE = 64  # pixels a side of what realism is measured on
 NETWORKS = {network.__name__: network for network in (SubPixelResNet, BasicSRModel, ResidualSRModel)}
 
 
@@ -39,7 +43,7 @@ def _even(value):
 
 
 @dataclass
-class SuperResolutionConfig(Config):
+class SuperResolutionConfig(AdversarialConfig):
     """The keys of super-resolution."""
 
     task: str = inherited("task", "super_resolution")
@@ -114,6 +118,12 @@ def figures_of(prediction, photo):
     return figures | {"l1": mae_per_image(prediction[None] / 255.0, photo[None] / 255.0).item()}
 
 
+def grey_squares(photo):
+    """The photo, (C, H, W) uint8, cut into squares of SQUARE pixels a side, in grey: (N, 1, SQUARE, SQUARE) uint8."""
+    grey = (luminance(photo) * 255).round().to(torch.uint8)
+    return grey.unfold(1, SQUARE, SQUARE).unfold(2, SQUARE, SQUARE).reshape(-1, 1, SQUARE, SQUARE)
+
+
 def fill_transparent(photo, alpha):
     """The photo, (C, H, W) uint8, its invisible pixels in the colours around, of which enlarging takes some over.
 
@@ -128,13 +138,14 @@ def predict_photos(task, given, paths):
     """--predict: write each photo at twice its size beside it, as PHOTO_x2.png."""
     check_written(paths, "_x2.png")
     (model,), device, precision = load_models(task, given, [])
+    network = refined(task, model.predict, device)
     for path in paths:
         pixels, alpha, profile = read_photo(path)
         started = time.monotonic()
         planes = torch.tensor(pixels).permute(2, 0, 1)
         if alpha is not None:
             planes = fill_transparent(planes, torch.tensor(alpha))
-        result = enlarge_photo(model.predict, planes, device, precision).permute(1, 2, 0).numpy()
+        result = enlarge_photo(network, planes, device, precision).permute(1, 2, 0).numpy()
         if alpha is not None:
             alpha = np.asarray(Image.fromarray(alpha).resize(result.shape[1::-1], Image.Resampling.BICUBIC))
         written = f"{os.path.splitext(path)[0]}_x2.png"
@@ -147,7 +158,7 @@ def predict_photos(task, given, paths):
 # ------------------------------------------------------------------------------------------------ the task
 
 
-class SuperResolution(Task):
+class SuperResolution(Adversarial):
     """Predict the photo at twice the size. A batch: small and large crops, (N, 3, S/2, S/2) and (N, 3, S, S) uint8."""
 
     Config = SuperResolutionConfig
@@ -157,6 +168,8 @@ class SuperResolution(Task):
     higher_is_better = True
     curves = ("train_loss", "l1", "psnr_y")  # the sheet's
     shipped = os.path.join(ROOT, "models", "SR.pt")
+    refiner = os.path.join(ROOT, "models", "SR_real.pt")
+    seen_channels = 6
     actions = {
         "predict": Action(
             "+",
@@ -201,9 +214,14 @@ class SuperResolution(Task):
         return min(len(self.training_set.indices), self.config.max_images or self.config.crops)
 
     def loss(self, part, parts, batch):
+        if part == "discriminator":
+            return self.tell_apart(parts[part])
         small, large = (crops.float() / 255 for crops in batch)
-        loss = (F.l1_loss if self.config.loss == "l1" else F.mse_loss)(parts[part](small).float(), large)
-        return {"train_loss": loss}, loss.new_tensor(len(large), dtype=torch.float64)
+        enlarged = parts[part](small).float()
+        loss = (F.l1_loss if self.config.loss == "l1" else F.mse_loss)(enlarged, large)
+        known, everywhere = F.interpolate(small, scale_factor=2), torch.ones_like(large[:, :1])
+        losses = self.deceive(parts, {"train_loss": loss}, enlarged, large, known, everywhere)
+        return losses, loss.new_tensor(len(large), dtype=torch.float64)
 
     # ---------------------------------------------------------------------------------------------- measuring
 
@@ -216,24 +234,28 @@ class SuperResolution(Task):
         return {kind: Interpolation(kind) for kind in ("nearest", "bilinear", "bicubic")}
 
     def measure(self, predictors, dataset, device, precision):
-        rows, seconds, sample = [], np.zeros(len(predictors)), []
+        rows, seconds, sample, outputs = [], np.zeros(len(predictors)), [], []
         for position in tqdm(range(len(dataset)), desc="validation", unit=" photos", leave=False):
             small, large = dataset[position]
-            row = []
+            row, squares = [], [grey_squares(large)]
             for i, network in enumerate(predictors):
                 seconds[i] -= time.perf_counter()
                 prediction = enlarge_photo(network, small, device, precision)
                 seconds[i] += time.perf_counter()
                 row.append(figures_of(prediction, large))
+                squares.append(grey_squares(prediction))
                 if i == 0 and len(sample) < 6:
                     bicubic = enlarge_photo(Interpolation(), small, device, torch.float32)
                     sample.append([middle(photo, large) for photo in (small, bicubic, prediction, large)])
             rows.append(row)
+            if self.config.realism:
+                outputs.append(squares)
+        outputs = [torch.cat(tensors) for tensors in zip(*outputs)]
         figures = {name: np.array([[cell[name] for cell in row] for row in rows]).T for name in self.scores}
-        return Measurement(figures, seconds, [torch.stack(crops) for crops in zip(*sample)])
+        return Measurement(figures, seconds, [torch.stack(crops) for crops in zip(*sample)], outputs=outputs)
 
     def reference(self, row):
-        return f"SSIM {row['ssim_y']:.4f}, in RGB {row['psnr_rgb']:.3f} dB"
+        return f"SSIM {row['ssim_y']:.4f}, in RGB {row['psnr_rgb']:.3f} dB{self.verdict(row)}"
 
     def evaluation_set(self, given, models):
         made = next((model.config for model in models if model.config), None)
@@ -252,8 +274,15 @@ class SuperResolution(Task):
         )
 
     def compared(self, models, device):
+        models = with_refined(self, models, device)
         names = [model.name for model in models]
         return models + [Model(name, network) for name, network in self.baselines().items() if name not in names]
+
+    def report(self, models, measured):
+        if measured.outputs:
+            truth, names = measured.outputs[0], [model.name for model in models]
+            print_realism(names, None, torch.zeros_like(truth, dtype=torch.bool), *measured.outputs)
+        return super().report(models, measured)
 
     # ---------------------------------------------------------------------------------------------- drawing
 

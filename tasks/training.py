@@ -40,6 +40,15 @@ class Part:
         with torch.autocast(inputs.device.type, self.precision, enabled=self.precision != torch.float32):
             return self.model(inputs, **options)
 
+    def frozen(self, inputs):
+        """The same where a loss of another part needs it: no gradient reaches the weights."""
+        self.network.requires_grad_(False)
+        try:
+            with torch.autocast(inputs.device.type, self.precision, enabled=self.precision != torch.float32):
+                return self.network(inputs)
+        finally:
+            self.network.requires_grad_(True)
+
     def step(self, loss, learning_rate):
         """Change the weights so that the loss falls."""
         for group in itertools.chain(*(optimizer.param_groups for optimizer in self.optimizers)):

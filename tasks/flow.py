@@ -1,0 +1,148 @@
+"""Flow: from the most accurate restoration to a likely original, and to another one for each noise that it starts from.
+
+A posterior-mean rectified flow (Ohayon, Michaeli, Elad 2025, arXiv:2410.00418): it starts from what a trained network
+restores, plus a little noise, and follows a learned velocity towards photos. What is known, known pixels and block
+means, has no part in noise and velocity, so every step keeps it.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from architectures import BlockGrid, ResidualUNet, UNet, transform
+from tasks.depixelation import Depixelation, DepixelationConfig
+from tasks.evaluation import Model, load_network, plot_columns
+from tasks.restoration import to_inputs
+from utils import Config, inherited, key
+
+STEPS = 25  # of Euler's method; fewer give smoother areas
+NOISE = 0.25  # its deviation, as a share of that of the grey values in and near the rectangle
+
+
+def without_means(grid, maps):
+    """(N, 1, H, W) -> the same without the means of the BlockGrid's blocks inside the rectangles, 0 elsewhere."""
+    return maps * grid.unknown - grid.means(maps)
+
+
+class FlowUNet(ResidualUNet):
+    """The velocity, (N, 1, H, W) a unit of time, of (N, 5, H, W): image, known mask, restoration, present state, time
+    from 0 to 1."""
+
+    def __init__(self, channels=(32, 64, 96, 128), blocks=(4, 3, 2, 2), **options):
+        super().__init__(channels, blocks, **options)
+        self.first = nn.Conv2d(4, channels[0], 3, padding=1)
+
+    def forward(self, inputs, symmetries=(0,)):
+        return super().forward(inputs, symmetries) * (inputs[:, 1:2] == 0)
+
+    def _restore(self, maps, unknown, symmetries):
+        image, restored, now, time = maps[:, :1], *maps[:, 2:].split(1, dim=1)
+        with torch.autocast(maps.device.type, enabled=False):
+            grid = BlockGrid(image, unknown, self.sizes)
+            center, deviation = grid.statistics(restored)
+            seen = [(restored - center) / deviation, (now - center) / deviation, 1 - unknown.float(), time]
+        unet = partial(UNet.forward, self)
+        outputs = [transform(unet, torch.cat(seen, dim=1), symmetry) for symmetry in symmetries]
+        return deviation * without_means(grid, sum(outputs) / len(outputs))
+
+    def start(self, inputs, restored, noise):
+        """(where the flow begins, the deviation that errors are measured in): restored plus projected noise."""
+        grid = BlockGrid(inputs[:, :1], inputs[:, 1:2] == 0, self.sizes)
+        deviation = grid.statistics(restored)[1]
+        return restored + NOISE * deviation * without_means(grid, noise), deviation
+
+    def sample(self, inputs, restored, seed=0, steps=STEPS):
+        """A likely original, (N, 1, H, W), of inputs, (N, 2, H, W), and what an accurate network makes of them.
+
+        Another one for each seed; images that are restored together get the same noise, so that none depends on others.
+        """
+        noise = torch.randn((1, 1, *inputs.shape[2:]), generator=torch.Generator().manual_seed(seed))
+        now, _ = self.start(inputs, restored, noise.to(inputs.device))
+        for step in range(steps):
+            time = torch.full_like(now, step / steps)
+            now = now + self(torch.cat([inputs, restored, now, time], dim=1)).float() / steps
+        grid = BlockGrid(inputs[:, :1], inputs[:, 1:2] == 0, self.sizes)
+        now = grid.within_range(now, grid.expected_means(inputs[:, :1]))
+        return torch.where(grid.unknown, now, restored)
+
+
+@dataclass
+class FlowConfig(Config):
+    """The keys of the flow."""
+
+    task: str = inherited("task", "flow")
+    name: str = inherited("name", "flow")
+    network: str = key("FlowUNet", "the architecture", choices=("FlowUNet",))
+    init: str = key(
+        "models/photos.pt", "the accurate model that the flow starts from, and its weights from its weights", path=True
+    )
+    crop_scale: list = inherited("crop_scale", [0.7, 1.0], DepixelationConfig)
+    views: int = inherited("views", 1, DepixelationConfig)
+
+
+class Flow(Depixelation):
+    """As depixelation; its score is the price of realism: the RMSE of what the flow ends at."""
+
+    Config = FlowConfig
+    summary = "make restored rectangles look real (--realism)"
+    networks = {"FlowUNet": FlowUNet}
+    actions = {}
+    shipped = None
+    keeps_last = True
+
+    def example_input(self):
+        inputs = super().example_input()
+        return torch.cat([inputs, inputs[:, :1].expand(-1, 3, -1, -1)], dim=1)
+
+    def accurate(self):
+        """The network that the flow starts from, in eval mode."""
+        task = Depixelation(DepixelationConfig())
+        network, _, _ = load_network(task, self.config.init, set(), torch.device("cpu"), "--init")
+        return network.requires_grad_(False)
+
+    def build_parts(self):
+        self.start = self.accurate()
+        return super().build_parts()
+
+    def load_weights(self, network, checkpoint, path):
+        """Those of the accurate network, but for the convolutions that see and say something else."""
+        own, weights = network.state_dict(), checkpoint["weights"]
+        fit = {n: t for n, t in weights.items() if n in own and own[n].shape == t.shape and not n.startswith("last.")}
+        network.load_state_dict({**own, **fit})
+
+    def loss(self, part, parts, batch):
+        """The mean squared error of the velocity, in deviations of the grey values around."""
+        pixelated_images, known_arrays, images = batch
+        inputs, network = to_inputs(pixelated_images, known_arrays), parts[part]
+        with torch.no_grad():
+            with torch.autocast(inputs.device.type, network.precision, enabled=network.precision != torch.float32):
+                restored = self.start.to(inputs.device)(inputs)
+            noise, time = torch.randn(images.shape), torch.rand(len(images), 1, 1, 1)  # of the CPU's generator: resumed
+            start, deviation = network.network.start(inputs, restored, noise.to(inputs.device))
+            time, unknown = time.to(inputs.device).expand_as(start), ~known_arrays
+            grid = BlockGrid(inputs[:, :1], unknown, network.network.sizes)
+            velocity = without_means(grid, images / 255 - start)
+            inputs = torch.cat([inputs, restored, start + time * velocity, time], dim=1)
+        found = network(inputs, symmetries=torch.randint(FlowUNet.SYMMETRIES, (1,)).tolist())
+        errors = ((found - velocity) / deviation).square() * unknown
+        loss = (errors.sum((1, 2, 3)) / unknown.sum((1, 2, 3))).mean()
+        return {"train_loss": loss}, loss.new_tensor(len(images), dtype=torch.float64)
+
+    def predictor(self, network, made):
+        start = self.accurate().to(next(network.parameters()).device)
+        return lambda inputs: network.sample(inputs, start(inputs))
+
+    def validate(self, network, device, precision):
+        return super().validate(self.predictor(network, None), device, precision)
+
+    def compared(self, models, device):
+        return models + [Model(name, network) for name, network in self.baselines().items()]
+
+    def plot_log(self, rows, path):
+        columns = (("train_loss", "training loss, mean squared error of the velocity"), ("score", "score at the end"))
+        plot_columns(rows, columns, path)
+
+
+TASK = Flow
