@@ -55,7 +55,7 @@ from utils import (
 
 def train(config, task, processes, state=None):
     """Train the task's networks; state: of an interrupted run, from models/NAME.last.pt. Returns the exit status."""
-    check_start(config, processes, state)
+    check_start(config, task, processes, state)
     device = processes.join(choose_device(config.device))
     precision = processes.agree(choose_precision(config.precision, device))
     seed_everything(config.seed)
@@ -72,7 +72,7 @@ def train(config, task, processes, state=None):
         task.prepare()
     parts = {}
     for name, net in networks.items():
-        model = processes.wrap(torch.compile(net) if config.compile else net, device)
+        model = processes.wrap(torch.compile(net) if config.compile and not parts else net, device)
         parts[name] = Part(net, config, precision, model)
     run = restore_run(config, task, parts, state) if state else Run(inherited=inherited)
     run.begin(config, math.ceil(len(task.training_set) / config.batch_size))
@@ -109,10 +109,12 @@ def train(config, task, processes, state=None):
     return tell_end(config, task, run, processes)
 
 
-def check_start(config, processes, state):
+def check_start(config, task, processes, state):
     """Refuse at once what cannot end well: no end, no compiler, the replacement of an interrupted run."""
     if config.epochs is None and config.max_minutes is None:
         raise UserError("epochs: null, as is max_minutes; give one of them an end")
+    if task.keeps_last and config.patience:
+        raise UserError("patience: a training for realism keeps its last weights, not the best; leave it out")
     compilers = ("c++", "g++", "clang++", "cl")
     if config.compile and choose_device(config.device).type == "cpu" and not any(map(shutil.which, compilers)):
         raise UserError("compile: torch.compile needs a C++ compiler on a CPU, and there is none; leave --compile out")

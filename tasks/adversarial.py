@@ -1,8 +1,8 @@
 """Adversarial training, --adversarial W: a discriminator learns to tell restored from true images, and the task's
 network to deceive it.
 
-Relativistic (Jolicoeur-Martineau 2019; Huang et al. 2024, R3GAN): of each pair of a restored and a true image it says
-which is which. Feature matching (Wang et al. 2018, pix2pixHD) on its own features stands in for a downloaded network.
+Relativistic (Jolicoeur-Martineau 2019): of each pair of a restored and a true image it says which is which. Feature
+matching (Wang et al. 2018, pix2pixHD) on its own features stands in for a downloaded network.
 """
 
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ class AdversarialConfig(Config):
 
     adversarial: float = key(
         0.0,
-        "weight of deceiving a discriminator; 0: none. Start from a trained model, --init; the last weights are kept",
+        "weight of the adversarial loss; 0: none. Start from a trained model with --init; the last weights are kept",
         minimum=0,
         maximum=1000,
     )
     realism: float = key(
         0.0,
-        "how real what is restored looks: 0 is most accurate, 1 most real; with --evaluate that is measured too",
+        "how real restorations look: from 0, most accurate, to 1, most real; with --evaluate, measure it too",
         argparse={"nargs": "?", "const": "1"},
         minimum=0,
         maximum=1,
@@ -41,7 +41,7 @@ class AdversarialConfig(Config):
     )
     refiner: str | None = key(
         None,
-        "the model that --realism brings in, of --adversarial or --task flow; none: the one shipped",
+        "the model for --realism, trained with --adversarial or --task flow; none: the one shipped",
         path=True,
         command=True,
     )
@@ -128,7 +128,7 @@ class Adversarial(Task):
         matching = sum(mean_inside((a - b).float().abs(), inside) for a, b in zip(features, true_features))
         (name, loss), *others = losses.items()
         total = loss + self.config.adversarial * (deceiving + MATCHING * matching)
-        return {name: total, **dict(others), "adversarial_loss": deceiving, "matching_loss": matching}
+        return {name: total, **dict(others), "own_loss": loss, "adversarial_loss": deceiving, "matching_loss": matching}
 
     def tell_apart(self, part):
         """(losses, count) of the discriminator on the images of the last `deceive`."""
@@ -150,5 +150,5 @@ class Adversarial(Task):
         right = row.get("told_apart")
         if right is None:
             return ""
-        found = ": it wins, lower --adversarial" if right > WINS else ": it has learned nothing" * (right < DIES)
+        found = ": it wins, lower --adversarial" if right > WINS else ": it tells nothing apart" * (right < DIES)
         return f", discriminator right on {right:.0%}{found}"

@@ -116,12 +116,15 @@ def predict(task, given, paths):
     shown = [i for i in range(min(8, len(predictions))) if predictions[i].shape == predictions[0].shape]
     sheet = (np.stack([arrays[i] for i in shown]) for arrays in (pixelated_images, known_arrays, predictions))
     plot_samples(*map(torch.from_numpy, sheet), None, picture, file_digest(config.submission))
+    pictures = [picture]
     if config.samples:
         arrays = (torch.from_numpy(np.stack([a[i] for i in shown])) for a in (pixelated_images, known_arrays))
         plot_possible(predictor, *arrays, None, config.samples, device, possible)
+        pictures.append(possible)
     print(
         f"Wrote {show(config.submission)}: {len(submission):,} images, {os.path.getsize(config.submission):,} bytes, "
-        f"read back and checked; {len(submission) / seconds:.0f} images/s.\nThe first restorations: {show(picture)}"
+        f"read back and checked; {len(submission) / seconds:.0f} images/s.\nThe first restorations: "
+        f"{', '.join(map(show, pictures))}"
     )
     return 0
 

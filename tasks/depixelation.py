@@ -19,7 +19,7 @@ from tasks.evaluation import Measurement, Model, load_model, mean_of
 from tasks.images import held_out_digests, image_source, images_with_truth
 from tasks.mosaics import AVERAGES, GRIDS
 from tasks.realism import plot_tradeoff, print_realism
-from tasks.refining import Refined, plot_possible, with_refined
+from tasks.refining import Refined, plot_possible, with_refined, with_refiner
 from tasks.restoration import (
     BATCH,
     LEADERBOARD_2023,
@@ -69,7 +69,11 @@ class DepixelationConfig(AdversarialConfig):
         command=True,
     )
     samples: int | None = key(
-        None, "draw so many possible originals, and how far they differ", minimum=2, maximum=100, command=True
+        None,
+        "with --predict and --depixelate: draw so many possible originals, and how far they differ",
+        minimum=2,
+        maximum=100,
+        command=True,
     )
     test_set: str = key("test_set.pkl", "the challenge's test pickle", path=True, command=True)
     submission: str = key("submission.bin", "the challenge file that --predict writes", path=True, command=True)
@@ -188,9 +192,10 @@ class Depixelation(Adversarial):
     # ---------------------------------------------------------------------------------------------- measuring
 
     def predictor(self, network, made):
-        """The mean over symmetries of the input, where the network knows them."""
+        """The mean over symmetries of the input, where the network knows them and was not trained to look real."""
         if hasattr(network, "SYMMETRIES"):
-            return partial(network, symmetries=range(min(self.config.views, network.SYMMETRIES)))
+            views = 1 if made.adversarial else self.config.views  # a mean of several looks less real
+            return partial(network, symmetries=range(min(views, network.SYMMETRIES)))
         return network
 
     def baselines(self):
@@ -235,7 +240,7 @@ class Depixelation(Adversarial):
         return f"IdentityModel {row['identity_score']:.3f}{self.verdict(row)}"
 
     def evaluation_set(self, given, models):
-        cache, indices, source = images_with_truth(self.config, given, models)
+        cache, indices, source = images_with_truth(self.config, given, with_refiner(self, models))
         views = self.config.views
         source += (
             f"; {views} view{'s' if views > 1 else ''}. Score: mean RMSE on the unknown pixels, in grey levels of 255"
@@ -292,13 +297,16 @@ class Depixelation(Adversarial):
         names = [model.name for model in models]
         print_realism(names, pixelated_images, known_arrays, images, *predictions)
         tradeoff, sheet = (self.config.file("losses", f"_evaluation_{name}.png") for name in ("tradeoff", "realism"))
-        refined = [isinstance(model.predict, Refined) for model in models]
-        ends = [i for i, m in enumerate(models) if refined[i] or (i and m.config and m.config.adversarial)]
-        ends = [(names[i], predictions[i]) for i in ends]
-        plot_tradeoff((names[0], predictions[0]), ends, images, known_arrays, tradeoff)
-        shown = [maps[:: max(1, len(images) // 8)][:8] for maps in (pixelated_images, known_arrays, images)]
-        plot_possible(models[refined.index(True)].predict, *shown, self.config.samples or 3, self.device, sheet)
-        return [tradeoff, sheet]
+        refined = [model for model in models if isinstance(model.predict, Refined)]
+        adversarial = [model for model in models[1:] if model.config and model.config.adversarial]
+        ends = [(models.index(model), model.name) for model in refined + adversarial]
+        if ends:
+            ends = [(name, predictions[i]) for i, name in ends]
+            plot_tradeoff((names[0], predictions[0]), ends, images, known_arrays, tradeoff)
+        if refined:
+            shown = [maps[:: max(1, len(images) // 8)][:8] for maps in (pixelated_images, known_arrays, images)]
+            plot_possible(refined[0].predict, *shown, self.config.samples or 3, self.device, sheet)
+        return [tradeoff] * bool(ends) + [sheet] * bool(refined)
 
     # ---------------------------------------------------------------------------------------------- drawing
 

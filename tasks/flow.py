@@ -1,8 +1,9 @@
 """Flow: from the most accurate restoration to a likely original, and to another one for each noise that it starts from.
 
-A posterior-mean rectified flow (Ohayon, Michaeli, Elad 2025, arXiv:2410.00418): it starts from what a trained network
-restores, plus a little noise, and follows a learned velocity towards photos. What is known, known pixels and block
-means, has no part in noise and velocity, so every step keeps it.
+A rectified flow (Liu et al. 2023, arXiv:2209.03003): it starts from what a trained network restores, plus a little
+noise, as the posterior-mean rectified flow (Ohayon, Michaeli, Elad 2025, arXiv:2410.00418), and follows a learned
+velocity towards photos. Other than there, the velocity depends on the restoration too, so that noise leads to many
+possible originals. Known pixels and block means have no part in noise and velocity: every step keeps them.
 """
 
 from dataclasses import dataclass
@@ -45,13 +46,15 @@ class FlowUNet(ResidualUNet):
             seen = [(restored - center) / deviation, (now - center) / deviation, 1 - unknown.float(), time]
         unet = partial(UNet.forward, self)
         outputs = [transform(unet, torch.cat(seen, dim=1), symmetry) for symmetry in symmetries]
-        return deviation * without_means(grid, sum(outputs) / len(outputs))
+        with torch.autocast(maps.device.type, enabled=False):
+            return deviation * without_means(grid, sum(outputs) / len(outputs))
 
     def start(self, inputs, restored, noise):
-        """(where the flow begins, the deviation that errors are measured in): restored plus projected noise."""
-        grid = BlockGrid(inputs[:, :1], inputs[:, 1:2] == 0, self.sizes)
-        deviation = grid.statistics(restored)[1]
-        return restored + NOISE * deviation * without_means(grid, noise), deviation
+        """(where the flow begins, the deviation that errors are measured in, the BlockGrid)."""
+        with torch.autocast(inputs.device.type, enabled=False):
+            grid = BlockGrid(inputs[:, :1], inputs[:, 1:2] == 0, self.sizes)
+            deviation = grid.statistics(restored)[1]
+            return restored + NOISE * deviation * without_means(grid, noise), deviation, grid
 
     def sample(self, inputs, restored, seed=0, steps=STEPS):
         """A likely original, (N, 1, H, W), of inputs, (N, 2, H, W), and what an accurate network makes of them.
@@ -59,12 +62,12 @@ class FlowUNet(ResidualUNet):
         Another one for each seed; images that are restored together get the same noise, so that none depends on others.
         """
         noise = torch.randn((1, 1, *inputs.shape[2:]), generator=torch.Generator().manual_seed(seed))
-        now, _ = self.start(inputs, restored, noise.to(inputs.device))
+        now, _, grid = self.start(inputs, restored, noise.to(inputs.device))
         for step in range(steps):
             time = torch.full_like(now, step / steps)
-            now = now + self(torch.cat([inputs, restored, now, time], dim=1)).float() / steps
-        grid = BlockGrid(inputs[:, :1], inputs[:, 1:2] == 0, self.sizes)
-        now = grid.within_range(now, grid.expected_means(inputs[:, :1]))
+            now = now + self(torch.cat([inputs, restored, now, time], dim=1)) / steps
+        with torch.autocast(inputs.device.type, enabled=False):
+            now = grid.within_range(now, grid.expected_means(inputs[:, :1]))
         return torch.where(grid.unknown, now, restored)
 
 
@@ -76,7 +79,9 @@ class FlowConfig(Config):
     name: str = inherited("name", "flow")
     network: str = key("FlowUNet", "the architecture", choices=("FlowUNet",))
     init: str = key(
-        "models/photos.pt", "the accurate model that the flow starts from, and its weights from its weights", path=True
+        "models/photos.pt",
+        "the accurate model that the flow starts from; its weights are the flow's first ones",
+        path=True,
     )
     crop_scale: list = inherited("crop_scale", [0.7, 1.0], DepixelationConfig)
     views: int = inherited("views", 1, DepixelationConfig)
@@ -91,6 +96,7 @@ class Flow(Depixelation):
     actions = {}
     shipped = None
     keeps_last = True
+    start = None  # the accurate network
 
     def example_input(self):
         inputs = super().example_input()
@@ -120,9 +126,8 @@ class Flow(Depixelation):
             with torch.autocast(inputs.device.type, network.precision, enabled=network.precision != torch.float32):
                 restored = self.start.to(inputs.device)(inputs)
             noise, time = torch.randn(images.shape), torch.rand(len(images), 1, 1, 1)  # of the CPU's generator: resumed
-            start, deviation = network.network.start(inputs, restored, noise.to(inputs.device))
+            start, deviation, grid = network.network.start(inputs, restored, noise.to(inputs.device))
             time, unknown = time.to(inputs.device).expand_as(start), ~known_arrays
-            grid = BlockGrid(inputs[:, :1], unknown, network.network.sizes)
             velocity = without_means(grid, images / 255 - start)
             inputs = torch.cat([inputs, restored, start + time * velocity, time], dim=1)
         found = network(inputs, symmetries=torch.randint(FlowUNet.SYMMETRIES, (1,)).tolist())
@@ -131,8 +136,10 @@ class Flow(Depixelation):
         return {"train_loss": loss}, loss.new_tensor(len(images), dtype=torch.float64)
 
     def predictor(self, network, made):
-        start = self.accurate().to(next(network.parameters()).device)
-        return lambda inputs: network.sample(inputs, start(inputs))
+        """What the flow ends at, from the accurate network's output."""
+        self.start = (self.start or self.accurate()).to(next(network.parameters()).device)
+        views = {"symmetries": range(self.config.views)} if hasattr(self.start, "SYMMETRIES") else {}
+        return lambda inputs: network.sample(inputs, self.start(inputs, **views))
 
     def validate(self, network, device, precision):
         return super().validate(self.predictor(network, None), device, precision)

@@ -19,7 +19,7 @@ from tasks.areas import SAME, exact_area, find_area, find_exact, parts_of, resto
 from tasks.evaluation import load_model, load_models
 from tasks.finding import Finding
 from tasks.mosaics import Area, pixelate_area
-from tasks.outputs import check_outputs, sign
+from tasks.outputs import check_outputs, made_here, sign
 from tasks.refining import SPREAD, refined
 from utils import UserError, atomic_write, show
 
@@ -108,8 +108,9 @@ def list_files(paths):
         for folder, subfolders, files in os.walk(path):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             for name in sorted(files):
-                if name.lower().endswith(EXTENSIONS) and not name.startswith(".") and not RESULT.search(name):
-                    file = os.path.join(folder, name)
+                file = os.path.join(folder, name)
+                result = RESULT.search(name) and os.path.isfile(file) and made_here(file, "picture")
+                if name.lower().endswith(EXTENSIONS) and not name.startswith(".") and not result:
                     found.append((file, os.path.relpath(file, path)))
     return found
 
@@ -178,12 +179,12 @@ def depixelate(task, given, paths):
         (model,), device, precision = load_models(task, given, [])
     finder = None if config.area else load_finder(config, device)
     search = partial(find_areas, finder, device=device, precision=precision)
-    predict = refined(task, model.predict, device)
-    predictors = [predict, *(predict.samples(config.samples) if config.samples else ())]
+    predict = model.predict if config.preview else refined(task, model.predict, device)
+    predictors = [predict, *(predict.samples(config.samples) if config.samples and not config.preview else ())]
     restores = [partial(restore_area, p, device=device, precision=precision) for p in predictors]
     failed = skipped = 0
     for path, base in tqdm(files, desc="restoring", unit=" photos", leave=False, disable=len(files) < 2):
-        if not config.overwrite and os.path.exists(base + suffixes[0]):
+        if not config.overwrite and all(os.path.exists(base + suffix) for suffix in suffixes):
             skipped += 1
             continue
         try:
@@ -226,14 +227,20 @@ def depixelate_photo(config, path, base, search, restores):
         written = [base + WRITTEN[2]]
         save_photo(draw_areas(pixels, areas), None, profile, written[0])
     elif areas:
-        result, *samples = [restore_areas(restore, pixels, areas) for restore in restores]
-        gap = np.full((len(pixels), max(2, pixels.shape[1] // 50), pixels.shape[2]), 255, dtype=np.uint8)
         written = [base + suffix for suffix in (*WRITTEN[:2], *sample_suffixes(config.samples))]
-        spread = [np.std(samples, axis=0, dtype=np.float32).mean(2, keepdims=True) * SPREAD] if samples else []
-        pictures = [result, np.concatenate([pixels, gap, result], axis=1), *samples]
-        pictures += [values.clip(0, 255).round().astype(np.uint8) for values in spread]
-        for picture, name in zip(pictures, written, strict=True):
-            save_photo(picture, alpha if picture is result else None, profile, name)
+        result = restore_areas(restores[0], pixels, areas)
+        gap = np.full((len(pixels), max(2, pixels.shape[1] // 50), pixels.shape[2]), 255, dtype=np.uint8)
+        save_photo(result, alpha, profile, written[0])
+        save_photo(np.concatenate([pixels, gap, result], axis=1), None, profile, written[1])
+        sums = np.zeros((2, *pixels.shape), dtype=np.float32)  # of the samples' values and their squares
+        for restore, name in zip(restores[1:], written[2:]):
+            sample = restore_areas(restore, pixels, areas)
+            save_photo(sample, alpha, profile, name)
+            sums += np.stack([sample, np.square(sample, dtype=np.float32)])
+        if config.samples:
+            mean, squares = sums / config.samples
+            spread = SPREAD * np.sqrt((squares - mean**2).clip(0)).mean(axis=2, keepdims=True)
+            save_photo(spread.clip(0, 255).round().astype(np.uint8), None, None, written[-1])
     if config.json:
         yield json.dumps({"photo": path, "areas": [asdict(area) for area in areas], "written": written})
     elif areas:

@@ -54,12 +54,13 @@ def print_realism(names, pixelated_images, known_arrays, images, *predictions):
     print(
         "\nHow real rectangles look. Classifier: share of images of which it is told right whether they are restored."
     )
-    print(f"{'':{width}} classifier   95 % interval  spectrum, dB off  gradient  block means off by")
+    blocks = "" if pixelated_images is None else "  block means off by"
+    print(f"{'':{width}} classifier   95 % interval  spectrum, dB off  gradient{blocks}")
     for name, restored in zip(names, predictions):
         found = measure_realism(pixelated_images, known_arrays, restored, images)
         print(
             f"{name:{width}} {found.accuracy:10.1%}  {found.low:6.1%} to {found.high:6.1%} {found.spectrum:16.2f} "
-            f"{found.gradient:9.3f} {found.violation:19.2f}"
+            f"{found.gradient:9.3f}" + f" {found.violation:19.2f}" * bool(blocks)
         )
 
 

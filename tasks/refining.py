@@ -1,27 +1,30 @@
 """--realism R: from the most accurate restoration, R = 0, to one that looks real, R = 1; --samples: possible originals.
 
-What lies on the straight line between both costs hardly more error than it must for its realism (Freirich et al. 2021).
+Between both lies the straight line, along which accuracy is best traded for realism (Freirich et al. 2021) where the
+real end is the one nearest to the accurate one.
 """
 
+import os
 from functools import partial
 
 import torch
 
 from tasks import load_task
-from tasks.evaluation import Model, load_network, plot_sheet
+from tasks.evaluation import Model, load_network, plot_sheet, training_record
 from tasks.restoration import restore
-from utils import UserError, load_checkpoint, show
+from utils import UserError, config_from_dict, load_checkpoint, show
 
 
 class Refined:
-    """A predictor: what an accurate one makes of its inputs, and by the share `realism` what a refiner makes of that.
+    """A predictor: what an accurate one makes of its inputs, moved by `realism` towards what a refiner makes of that.
 
-    refine: (inputs, what `predict` made of them, seed) -> outputs. drawn: whether they depend on the seed.
+    refine: (inputs, what `predict` made of them, seed) -> outputs. drawn: whether they depend on the seed. reach: of
+    super-resolution's refiner, on how many pixels around a pixel depends.
     """
 
-    def __init__(self, predict, refine, realism, drawn=False):
+    def __init__(self, predict, refine, realism, drawn=False, reach=0):
         self.predict, self.refine, self.realism, self.drawn = predict, refine, realism, drawn
-        self.reach = getattr(predict, "reach", 0)  # of super-resolution: on how many pixels around a pixel depends
+        self.reach = max(reach, getattr(predict, "reach", 0))
 
     def __call__(self, inputs, seed=0, realism=None):
         realism = self.realism if realism is None else realism
@@ -40,21 +43,42 @@ def refined(task, predict, device):
     if not config.realism and not samples:
         return predict
     path = config.refiner or task.refiner
-    checkpoint = load_checkpoint(path, "train one with --task flow or --adversarial, or name one with --refiner FILE")
-    made_for = checkpoint["config"].get("task", "depixelation")
-    if made_for == "flow" and config.task == "depixelation":
+    checkpoint = load_checkpoint(
+        path, "train a model for --realism with --adversarial, or name one with --refiner FILE"
+    )
+    if checkpoint["config"].get("task") == "flow" and config.task == "depixelation":
         flow = load_task("flow")
         network, _, _ = load_network(flow(flow.Config()), path, set(), device)
         return Refined(predict, network.sample, config.realism, drawn=True)
     if samples:
         raise UserError(f"samples: {show(path)} knows one original only; name a model of --task flow with --refiner")
-    network, _, _ = load_network(task, path, set(), device)
-    return Refined(predict, lambda inputs, restored, seed: network(inputs), config.realism)
+    network, made, _ = load_network(task, path, set(), device)
+    real = task.predictor(network, made)
+    reach = getattr(network, "reach", 0)
+    return Refined(predict, lambda inputs, restored, seed: real(inputs), config.realism, reach=reach)
+
+
+def measures_refiner(task):
+    """Whether --evaluate measures what a refiner brings."""
+    config = task.config
+    return getattr(config, "realism", 0) and (config.refiner or os.path.exists(task.refiner))
+
+
+def with_refiner(task, models):
+    """The Models whose training decides on which images they may be measured: with the refiner, if it is measured."""
+    if not measures_refiner(task):
+        return models
+    path = task.config.refiner or task.refiner
+    checkpoint = load_checkpoint(path, "name another one with --refiner FILE")
+    made = config_from_dict(
+        load_task(checkpoint["config"].get("task", "depixelation")).Config, checkpoint["config"], path
+    )
+    return models + [Model(show(path), None, made, record=training_record(checkpoint))]
 
 
 def with_refined(task, models, device):
-    """The Models of a comparison, and if realism is to be measured the first of them with the refiner."""
-    if not getattr(task.config, "realism", 0):
+    """The Models of a comparison, and the first of them with the refiner, if that is measured."""
+    if not measures_refiner(task):
         return models
     predict = refined(task, models[0].predict, device)
     return models + [Model(f"{models[0].name}, R = {task.config.realism:g}", predict)]

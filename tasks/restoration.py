@@ -64,7 +64,12 @@ def plot_losses(rows, loss, path):
     axes = figure.add_subplot()
     samples = [row["samples"] for row in rows]
     axes.plot(
-        samples, [row["train_loss"] ** power for row in rows], "--", marker=".", color="0.5", label="training loss"
+        samples,
+        [row.get("own_loss", row["train_loss"]) ** power for row in rows],
+        "--",
+        marker=".",
+        color="0.5",
+        label="training loss",
     )
     axes.plot(samples, [row["score"] for row in rows], marker="o", color="black", label="validation score")
     for value, style, label in (

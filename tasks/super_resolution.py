@@ -28,7 +28,7 @@ from tasks.evaluation import (
 from tasks.images import COLOUR_SIDE, held_out_digests, image_source, images_with_truth
 from tasks.own_photos import check_written, read_photo, save_photo
 from tasks.realism import print_realism
-from tasks.refining import refined, with_refined
+from tasks.refining import refined, with_refined, with_refiner
 from utils import ROOT, UserError, inherited, key, show
 
 TILE = 320  # pixels a side of the part of a small photo that is enlarged at once
@@ -263,7 +263,7 @@ class SuperResolution(Adversarial):
             for name in {"downscaling", "antialias"} - given:
                 setattr(self.config, name, getattr(made, name))
         config = self.config
-        cache, indices, source = images_with_truth(config, given, models, colour=True)
+        cache, indices, source = images_with_truth(config, given, with_refiner(self, models), colour=True)
         source += " (of the largest the middle)" * bool(cache.shapes[indices, :2].max() == COLOUR_SIDE)
         views = f" (SubPixelResNet: mean of {config.views} views)" * (config.views > 1)
         smooth = "" if config.antialias or config.downscaling == "nearest" else " without antialiasing"

@@ -20,7 +20,7 @@ from tasks.adversarial import Discriminator, crop, mean_inside
 from tasks.depixelation import Depixelation
 from tasks.flow import Flow, FlowUNet, without_means
 from tasks.refining import Refined
-from tasks.restoration import to_inputs
+from tasks.restoration import restore_float, to_inputs
 from tasks.training import Part
 
 
@@ -63,7 +63,7 @@ def test_every_step_of_the_flow_keeps_what_is_known(batch):
     inputs, network = to_inputs(pixelated, known), flow_network()
     grid = BlockGrid(inputs[:, :1], ~known, network.sizes)
     restored = torch.where(known, inputs[:, :1], grid.expected_means(inputs[:, :1]))
-    start, deviation = network.start(inputs, restored, torch.randn(images.shape))
+    start, deviation, _ = network.start(inputs, restored, torch.randn(images.shape))
     velocity = network(torch.cat([inputs, restored, start, torch.full_like(start, 0.5)], dim=1))
     for change in (start - restored, velocity):
         assert change[~known].abs().mean() > 1e-3 and change[known].abs().max() < 1e-6
@@ -72,6 +72,8 @@ def test_every_step_of_the_flow_keeps_what_is_known(batch):
     assert 0.15 < noise[~known].std() < 0.25  # a quarter of the deviation, less what the blocks' means took
     end = network.sample(inputs, restored)
     assert (grid.means(end) - grid.means(restored)).abs().max() < 0.5 / 255 and torch.equal(end[known], restored[known])
+    in_bfloat16 = restore_float(lambda x: network.sample(x, restored), pixelated, known, torch.bfloat16)
+    assert (grid.means(in_bfloat16) - grid.means(end)).abs().max() < 0.05 / 255 and not torch.equal(in_bfloat16, end)
 
 
 @torch.inference_mode()
@@ -151,13 +153,15 @@ def test_adversarial_runs_resume_exactly_and_keep_the_last_weights(trained, monk
         assert whole.keys() == parts.keys() and all(map(torch.equal, whole.values(), parts.values()))
     rows = log(folder, "adversarial")
     assert [{**row, "minutes": 0} for row in rows] == [{**row, "minutes": 0} for row in log(folder, "parts")]
-    assert {"adversarial_loss", "matching_loss", "discriminator_loss", "told_apart", "score"} <= rows[0].keys()
+    assert {"own_loss", "adversarial_loss", "matching_loss", "discriminator_loss", "told_apart", "score"} <= rows[
+        0
+    ].keys()
     kept, average = load_weights(folder / "models" / "adversarial.pt"), states[0]["parts"]["network"]["average"]
     assert all(torch.equal(kept[name], average[f"module.{name}"].half()) for name in kept)
     assert "discriminator right on" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("share, said", [(0.99, "it wins"), (0.5, "learned nothing"), (0.8, "")])
+@pytest.mark.parametrize("share, said", [(0.99, "it wins"), (0.5, "tells nothing apart"), (0.8, "")])
 def test_a_discriminator_that_wins_or_dies_is_noticed(share, said):
     line = Depixelation(Depixelation.Config(adversarial=1.0)).reference({"identity_score": 20, "told_apart": share})
     assert line.endswith(f"right on {share:.0%}") or (said and said in line)
@@ -190,13 +194,15 @@ def test_predictions_by_realism(trained, tmp_path, refused):
     )
     line = ["--predict", "--test_set", test_set, "--model", models / "accurate.pt", "--submission", tmp_path / "x.bin"]
     refused(run(*line, "--samples", "2", "--refiner", models / "adversarial.pt"), "samples", "adversarial.pt")
-    refused(run(*line, "--realism", "1", "--refiner", tmp_path / "none.pt"), "none.pt", "--task flow")
+    refused(run(*line, "--realism", "1", "--refiner", tmp_path / "none.pt"), "none.pt", "--refiner FILE")
     refused(run(*line, "--realism", "1.5"), "realism", "at most 1")
+    refused(run("--adversarial", "1", "--patience", "2", "--name", "x"), "patience", "last weights")
     assert not (tmp_path / "x.bin").exists()
 
 
 def test_evaluation_measures_realism(trained, monkeypatch, capsys):
     monkeypatch.setattr(realism, "STEPS", 5)
+    monkeypatch.setattr(Depixelation, "refiner", "none.pt")
     folder, run = trained
     models = [folder / "models" / f"{name}.pt" for name in ("accurate", "adversarial")]
     refiner = ["--realism", "--refiner", folder / "models" / "flow.pt", "--views", "1"]
@@ -205,6 +211,8 @@ def test_evaluation_measures_realism(trained, monkeypatch, capsys):
     assert "accurate.pt, R = 1" in output and "How real rectangles look" in output
     for name in ("tradeoff", "realism"):
         assert Image.open(folder / "losses" / f"real_evaluation_{name}.png").size[0] > 500
+    assert run("--evaluate", models[0], "--realism", "--name", "none") == 0  # without a refiner, of the model itself
+    assert "classifier" in capsys.readouterr().out and not (folder / "losses" / "none_evaluation_realism.png").exists()
     assert run("--task", "flow", "--evaluate", folder / "models" / "flow.pt", "--init", models[0]) == 0
     assert "flow.pt" in capsys.readouterr().out
 
