@@ -20,7 +20,8 @@ from utils import ROOT, config_from_dict, load_checkpoint
 NAMES = ("photos", "small", "BasicCNN", "DeePixV1")
 OTHERS = {"MNIST": "accuracy", "FashionMNIST": "accuracy"}  # other tasks' models: their score
 OTHERS |= {"denoising": "mae", "denoising_skip": "mae", "denoising_unet": "mae"}
-OTHERS |= {"SR": "psnr_y", "BasicSRModel": "psnr_y", "finder": "f1"}
+OTHERS |= {"SR": "psnr_y", "BasicSRModel": "psnr_y", "finder": "f1", "flow": "score", "SR_real": "psnr_y"}
+LAST = ("flow", "SR_real")  # of which the last weights are kept, not the best
 
 IN_REPOSITORY = os.path.exists(os.path.join(ROOT, ".git")) or os.path.exists(os.path.join(ROOT, "models", "small.pt"))
 pytestmark = pytest.mark.skipif(not IN_REPOSITORY, reason="what --zip made to be handed in holds one model")
@@ -50,7 +51,7 @@ def load(name):
 
 def test_all_together_are_small():
     sizes = {name: os.path.getsize(os.path.join(ROOT, "models", f"{name}.pt")) for name in (*NAMES, *OTHERS)}
-    assert sum(sizes.values()) < 25e6 and all(sizes[name] < 2e6 for name in OTHERS)
+    assert sum(sizes.values()) < 25e6 and all(sizes[name] < 5e6 for name in OTHERS)
     assert load_task("depixelation").shipped == os.path.join(ROOT, "models", "photos.pt")
 
 
@@ -61,7 +62,7 @@ def test_each_has_its_config_and_log(name):
         assert json.load(file) == checkpoint["config"]
     with open(os.path.join(ROOT, "losses", f"{name}.csv"), encoding="utf-8") as file:
         scores = [float(row[score]) for row in csv.DictReader(file)]
-    best = min(scores) if score in ("score", "mae") else max(scores)
+    best = scores[-1] if name in LAST else min(scores) if score in ("score", "mae") else max(scores)
     assert best == pytest.approx(checkpoint[score]) and checkpoint["config"]["name"] == name
     assert name in OTHERS or checkpoint["config"]["images"] == "training.zip"
     assert os.path.exists(os.path.join(ROOT, "losses", f"{name}.png"))
