@@ -210,8 +210,9 @@ def test_archive_to_hand_in(tmp_path, monkeypatch, capsys):
     )
     assert {"tasks/__init__.py", "tasks/depixelation.py", "models/README.md", "tests/README.md"} <= set(names)
     assert {"models/photos.json", "losses/photos.csv", ".ci/run"} <= set(names)
-    with open(tmp_path / "unpacked" / "README.md", encoding="utf-8") as file:
-        assert set(re.findall(r"!\[.*\]\((.*)\)", file.read())) <= set(names)
+    for folder in ("", "losses/"):
+        with open(tmp_path / "unpacked" / folder / "README.md", encoding="utf-8") as file:
+            assert {folder + name for name in re.findall(r"!\[.*\]\((.*)\)", file.read())} <= set(names)
     assert not [
         name for name in names if re.search(r"cache|venv|\.git/|\.last\.|pkl|(?<!drawn_evaluation)_samples", name)
     ]
