@@ -1,6 +1,7 @@
 """Pixelated areas of a photo of any size and colour: found where they are exact, and restored."""
 
 from dataclasses import replace
+from itertools import islice
 from math import ceil
 
 import numpy as np
@@ -13,8 +14,9 @@ from tasks.mosaics import LIGHT, Area, from_light, means_between, spread_between
 from tasks.restoration import restore_float
 
 WORKING_SIZE = 12  # of larger blocks at the scale at which they are restored
-MOST = 500  # boxes of a photo that are looked at for exact blocks
+MOST = 200  # boxes of a photo, the largest, that are looked at for exact blocks
 GRIDS_TRIED = 3  # in each
+SMALLEST_STEP = 2.5  # grey levels from a block to the next, on average; in a smooth gradient it is some 1
 BY_CHANCE = 12  # constant blocks, small or on the grid of JPEG, that are not thought to come by chance
 FLAT_AREAS = 20  # of a single value each that may be larger than the pixelated rectangle
 AROUND = 16  # pixels around a found area in which its exact edges are looked for
@@ -77,19 +79,32 @@ def find_area(pixels):
 
 def _largest_rectangle(covered):
     """(x, y, width, height) of the largest rectangle that is True everywhere; 0 each where there is none."""
-    best, heights = (0, 0, 0, 0, 0), np.zeros(covered.shape[1] + 1, dtype=int)
+    best, heights = (0, 0, 0, 0, 0), np.zeros(covered.shape[1], dtype=int)
     for bottom, row in enumerate(covered):  # the largest rectangle under a histogram, row by row
-        heights[:-1] = np.where(row, heights[:-1] + 1, 0)
-        stack = []
-        changes = np.flatnonzero(np.diff(heights, prepend=-1))
-        for right in changes.tolist() + [len(heights)]:
-            height = int(heights[right]) if right < len(heights) else -1
-            start = right
-            while stack and stack[-1][1] >= height:
-                start, tall = stack.pop()
-                best = max(best, (tall * (right - start), start, bottom + 1 - tall, right - start, tall))
-            stack.append((start, height))
+        heights = np.where(row, heights + 1, 0)
+        edges = np.flatnonzero(np.diff(row, prepend=False, append=False))
+        if not len(edges):
+            continue
+        starts, ends = edges[::2], edges[1::2]  # of what is True in this row
+        hopeful = np.maximum.reduceat(heights, starts) * (ends - starts) >= best[0]
+        if bottom + 1 < len(covered):  # what is True in the next row too makes a larger rectangle there
+            hopeful &= ~np.logical_and.reduceat(covered[bottom + 1] | ~row, starts)
+        for left, right in zip(starts[hopeful], ends[hopeful]):
+            best = max(best, _largest_below(heights[left:right], left, bottom))
     return best[1:]
+
+
+def _largest_below(heights, left, bottom):
+    """(pixels, x, y, width, height) of the largest rectangle under a histogram that stands on the row `bottom`."""
+    best, stack = (0,), []
+    changes = np.flatnonzero(np.diff(heights, prepend=-1)).tolist()
+    for x, height in zip(changes + [len(heights)], heights[changes].tolist() + [-1]):
+        start = x
+        while stack and stack[-1][1] >= height:
+            start, tall = stack.pop()
+            best = max(best, (tall * (x - start), int(left) + start, bottom + 1 - tall, x - start, tall))
+        stack.append((start, height))
+    return best
 
 
 def _with_last_blocks(pixels, x, y, width, height):
@@ -113,7 +128,7 @@ def find_exact(pixels):
     covered, found, looked_at = find_constant(pixels), [], set()
     free = np.ones(covered.shape, dtype=bool)  # of areas that were found
     while len(looked_at) < MOST:
-        boxes = [box for box in region_boxes(covered) if box not in looked_at][: MOST - len(looked_at)]
+        boxes = list(islice((box for box in region_boxes(covered) if box not in looked_at), MOST - len(looked_at)))
         looked_at.update(boxes)
         before = len(found)
         for box in boxes:
@@ -129,9 +144,9 @@ def find_exact(pixels):
 def _largest_exact(pixels, box, free):
     """The largest exact Area that begins in a box (top, bottom, left, right), or None. free: see exact_area."""
     top, bottom, left, right = box
-    if min(bottom - top, right - left) < SMALLEST:
-        return None
     inside, trials = pixels[top:bottom, left:right], []
+    if min(np.count_nonzero(steps > SMALLEST_STEP) for steps in _steps(inside)) < SMALLEST:
+        return None
     near = find_area(inside)
     if near:
         trials.append(square_area(pixels, (near[0] + left, near[1] + top, *near[2:])))
@@ -143,7 +158,15 @@ def _largest_exact(pixels, box, free):
             area, wider = wider, exact_area(pixels, wider, max(wider.width, wider.height), free)
         trials.append(area)
     good = [area for area in trials if area and is_exact(pixels, area) and free[area.box()].all()]
-    return max(good, key=lambda area: area.width * area.height, default=None)
+    largest = max(good, key=lambda area: area.width * area.height, default=None)
+    if largest and all(s.sum() > SMALLEST_STEP * np.count_nonzero(s) for s in _steps(pixels[largest.box()])):
+        return largest
+    return None
+
+
+def _steps(values):
+    """By how many grey levels each pixel of (H, W, C) differs from the one below, and from the one to the right."""
+    return [np.abs(np.diff(values.astype(np.int16), axis=axis)).max(axis=2) for axis in (0, 1)]
 
 
 def exact_grids(pixels):

@@ -172,17 +172,22 @@ def find_regions(mask):
 
 
 def region_boxes(mask):
-    """(top, bottom, left, right) of the rectangles that the regions of a mask are made of."""
-    boxes = []
+    """Yield (top, bottom, left, right) of the rectangles that the regions of a mask are made of.
+
+    Those of large regions that fill their box come first.
+    """
+    regions = []
     for rows, starts, ends in find_regions(mask):
-        if (ends - starts).sum() >= SMALLEST**2 and rows[-1] - rows[0] >= SMALLEST - 1:
-            top, left = rows[0], starts.min()
-            region = np.zeros((rows[-1] + 1 - top, ends.max() - left), dtype=bool)
-            for row, start, end in zip(rows - top, starts - left, ends - left):
-                region[row, start:end] = True
-            for a, b, c, d in filter(None, map(_trim, split(region))):
-                boxes.append((int(a + top), int(b + top), int(c + left), int(d + left)))
-    return boxes
+        size, box = (ends - starts).sum(), (rows[0], rows[-1] + 1, starts.min(), ends.max())
+        if size >= SMALLEST**2 and min(box[1] - box[0], box[3] - box[2]) >= SMALLEST:
+            regions.append((size**2 / ((box[1] - box[0]) * (box[3] - box[2])), box, rows, starts, ends))
+    for _, (top, bottom, left, right), rows, starts, ends in sorted(regions, key=lambda region: -region[0]):
+        region = np.zeros((bottom - top, right - left), dtype=bool)
+        for row, start, end in zip(rows - top, starts - left, ends - left):
+            region[row, start:end] = True
+        for a, b, c, d in filter(None, map(_trim, split(region))):
+            if min(b - a, d - c) >= SMALLEST:
+                yield int(a + top), int(b + top), int(c + left), int(d + left)
 
 
 def split(region):

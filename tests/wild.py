@@ -7,10 +7,12 @@ after, the ratio of their means, and the mean of each picture's ratio. SHEET.png
 """
 
 import os
+import resource
 import sys
 import time
 
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -19,7 +21,7 @@ from tasks.depixelation import Depixelation  # noqa: E402
 from tasks.evaluation import load_models  # noqa: E402
 from tasks.finding import compare_areas  # noqa: E402
 from tasks.images import open_cache  # noqa: E402
-from tasks.mosaics import FORMATS, MosaicPhotos  # noqa: E402
+from tasks.mosaics import FORMATS, Area, MosaicPhotos, compress, pixelate_area  # noqa: E402
 from tasks.own_photos import draw_areas, find_areas, load_finder, save_photo  # noqa: E402
 
 
@@ -77,5 +79,25 @@ def main(source, count=400, sheet=None, cache_dir=".cache"):
     return rows
 
 
+def time_large(source, cache_dir=".cache"):
+    """Print for each photo the seconds that its areas take to be found in 12 megapixels, and whether they are."""
+    task = Depixelation(Depixelation.Config())
+    _, device, precision = load_models(task, set(), [task.shipped])
+    finder, cache = load_finder(task.config, device), open_cache(source, cache_dir, 0, 40, colour=True)
+    areas = [Area(500, 400, 800, 600, 40.0, 40.0), Area(2000, 1500, 300, 200, 12.0, 12.0)]
+    for i in range(len(cache)):
+        photo = Image.fromarray(np.repeat(cache[i], 3 // cache[i].shape[2], axis=2))
+        pixels = np.asarray(photo.resize((4000, 3000), Image.Resampling.BICUBIC)).copy()
+        for area in areas:
+            pixelate_area(pixels, area)
+        for file, stored in (("PNG", pixels), ("JPEG 85", compress(pixels, 85, 2))):
+            started = time.monotonic()
+            found = find_areas(finder, stored, device, precision)
+            seconds = time.monotonic() - started
+            (_, _, false, _), hits = compare_areas(found, areas)
+            print(f"photo {i}, {file:7}: {seconds:4.1f} s, {sum(hits)} of 2 found, {false:.0f} false")
+    print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    time_large(sys.argv[1]) if sys.argv[2:] == ["large"] else main(*sys.argv[1:4])
