@@ -291,8 +291,8 @@ def interpolate(images, means, grid, deviations=(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1
     Alternating projections; the fixed point is a membrane stretched over the known pixels and the block means.
     """
     guess = images
-    for deviation in deviations:
-        vertical, horizontal = (_blur_matrix(n, deviation, images) for n in images.shape[2:])
+    blurs = {deviation: [_blur_matrix(n, deviation, images) for n in images.shape[2:]] for deviation in set(deviations)}
+    for vertical, horizontal in (blurs[deviation] for deviation in deviations):
         blurred = vertical @ guess @ horizontal.T  # (H, H) (N, 1, H, W) (W, W)
         guess = torch.where(grid.unknown, means + blurred - grid.means(blurred), images)
     return guess

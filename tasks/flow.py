@@ -56,12 +56,13 @@ class FlowUNet(ResidualUNet):
             deviation = grid.statistics(restored)[1]
             return restored + NOISE * deviation * without_means(grid, noise), deviation, grid
 
-    def sample(self, inputs, restored, seed=0, steps=STEPS):
+    def sample(self, inputs, restored, seed=0, steps=None):
         """A likely original, (N, 1, H, W), of inputs, (N, 2, H, W), and what an accurate network makes of them.
 
         Another one for each seed; images that are restored together get the same noise, so that none depends on others.
         """
         noise = torch.randn((1, 1, *inputs.shape[2:]), generator=torch.Generator().manual_seed(seed))
+        steps = steps or STEPS
         now, _, grid = self.start(inputs, restored, noise.to(inputs.device))
         for step in range(steps):
             time = torch.full_like(now, step / steps)

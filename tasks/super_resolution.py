@@ -288,7 +288,7 @@ class SuperResolution(Adversarial):
 
     def plot_log(self, rows, path):
         columns = (
-            ("train_loss", f"training loss, {self.config.loss.upper()}"),
+            ("own_loss" if "own_loss" in rows[0] else "train_loss", f"training loss, {self.config.loss.upper()}"),
             ("l1", "validation L1"),
             ("psnr_y", "validation PSNR on Y in dB"),
         )

@@ -1,3 +1,4 @@
+import collections
 import multiprocessing
 import os
 import pickle
@@ -7,7 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks are tiny here; before PyTorch is imported, for processes too
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -71,12 +74,48 @@ def shared(tmp_path_factory):
     return folder
 
 
+DRAWN = collections.Counter()  # figures of each kind
+
+
 @pytest.fixture
-def run(shared, tmp_path, monkeypatch):
+def figures():
+    """Of tests that look at the figures which are drawn."""
+
+
+@pytest.fixture(autouse=True)
+def quick_figures(request, monkeypatch):
+    """To draw a run's figures takes as long as to train it: the first of each kind are drawn, the others left white."""
+    savefig = Figure.savefig
+
+    def save(figure, file, dpi, metadata=None, pil_kwargs=None, **options):
+        kind = sys._getframe(2).f_code.co_name  # the function that called save_figure
+        DRAWN[kind] += 1
+        if "figures" in request.fixturenames or DRAWN[kind] <= 3:
+            savefig(figure, file, dpi=dpi, metadata=metadata, pil_kwargs=pil_kwargs, **options)
+            return
+        comment = PngInfo()
+        for key, text in (metadata or {}).items():
+            comment.add_text(key, text)
+        size = (figure.get_size_inches() * dpi).round().astype(int)
+        Image.new("RGB", tuple(size), "white").save(file, options["format"], pnginfo=comment, **(pil_kwargs or {}))
+
+    monkeypatch.setattr(Figure, "savefig", save)
+
+
+@pytest.fixture(scope="module")
+def cache_dir(request, shared, tmp_path_factory):
+    """Where the caches of a file's tests lie, so that their images are drawn once."""
+    return tmp_path_factory.mktemp("cache") if hasattr(request.module, "TINY") else shared / "cache"
+
+
+@pytest.fixture
+def run(request, cache_dir, tmp_path, monkeypatch):
     """Calls main() with the options of a tiny run, in tmp_path, which is the working folder."""
     monkeypatch.chdir(tmp_path)
-    options = [*TINY, "--output_dir", str(tmp_path), "--cache_dir", str(shared / "cache")]
-    return lambda *more: entry.main([*options, *map(str, more)])
+    options = getattr(request.module, "TINY", TINY)
+    return lambda *more: entry.main(
+        [*options, "--output_dir", str(tmp_path), "--cache_dir", str(cache_dir), *map(str, more)]
+    )
 
 
 @pytest.fixture

@@ -20,14 +20,6 @@ TINY = ["--task", "classification", "--network", "SimpleCNN", "--synthetic_image
 TINY += ["--device", "cpu", "--precision", "float32"]
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Calls main() with the options of a tiny run whose files lie in tmp_path."""
-    return lambda *options: entry.main(
-        [*TINY, "--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache"), *options]
-    )
-
-
 def draw(digit, size, ink, paper, mode="L", font="DejaVuSans-Bold", place=(0.3, 0.15)):
     """A picture of a digit, width x height pixels."""
     path = os.path.join(digits.matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
@@ -163,6 +155,7 @@ def test_log_has_both_accuracies(trained):
     assert (trained / "losses" / "classification.png").exists()
 
 
+@pytest.mark.usefixtures("figures")
 def test_evaluation(trained, run, tmp_path, capsys):
     model = str(trained / "models" / "classification.pt")
     assert run("--evaluate", model, "--name", "it", "--synthetic_images", "3000") == 0
@@ -191,6 +184,7 @@ def test_the_sheet_shows_the_most_confident_mistakes():
     assert measured.details.tolist() == [[i % 2, 0] for i in range(60)]
 
 
+@pytest.mark.usefixtures("figures")
 def test_predict_labels_pictures_of_any_kind(trained, tmp_path, capsys):
     kinds = [
         ("L", (300, 400), 0, 255),

@@ -12,7 +12,6 @@ import torch
 import torchvision
 from PIL import Image
 
-import main as entry
 from architectures import DenoisingCNN, UNet
 from datasets import NoisyFashionMNIST, NoisyImages
 from tasks import digits
@@ -22,14 +21,6 @@ from utils import UserError
 
 TINY = ["--task", "denoising", "--network", "DenoisingCNN", "--synthetic_images", "120", "--batch_size", "16"]
 TINY += ["--device", "cpu", "--precision", "float32"]
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Calls main() with the options of a tiny run whose files lie in tmp_path."""
-    return lambda *options: entry.main(
-        [*TINY, "--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache"), *options]
-    )
 
 
 def write_idx(path, array, packed=False):
@@ -256,6 +247,7 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(Denoising, "loss", patched)
 
 
+@pytest.mark.usefixtures("figures")
 def test_train_interrupt_resume_evaluate(run, tmp_path, monkeypatch, capsys):
     assert run("--name", "whole", "--epochs", "2") == 0
     with monkeypatch.context() as patch:
@@ -274,7 +266,7 @@ def test_train_interrupt_resume_evaluate(run, tmp_path, monkeypatch, capsys):
     assert run("--name", "skip", "--epochs", "1", *skip) == 0
     assert run("--name", "both", "--compare", "whole", "parts") == 0
     assert (tmp_path / "losses" / "both_compared.png").exists()
-    sheet, model = tmp_path / "sheet.jpg", str(tmp_path / "models" / "whole.pt")
+    sheet, model = tmp_path / "sheet.jpg", "models/whole.pt"
     assert run("--evaluate", model, "--sheet", str(sheet)) == 0
     with Image.open(sheet) as image:
         assert image.format == "JPEG"

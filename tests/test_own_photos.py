@@ -64,6 +64,7 @@ def test_restored_channels_keep_their_block_means_and_the_rest(width, height, re
     assert errors[0] < 0.95 * errors[1]
 
 
+@pytest.mark.usefixtures("figures")
 def test_files(tmp_path, capsys):
     """As typed: EXIF orientation, transparency, grayscale, JPEG with --area, mistakes."""
     pixels = photo(160, 120)

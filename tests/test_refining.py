@@ -15,7 +15,7 @@ from architectures import BlockGrid
 from datasets import draw_rectangle, prepare_image
 from submission_serialization import deserialize
 from synthetic import synthetic_image
-from tasks import realism
+from tasks import flow, realism
 from tasks.adversarial import Discriminator, crop, mean_inside
 from tasks.depixelation import Depixelation
 from tasks.flow import Flow, FlowUNet, without_means
@@ -43,10 +43,13 @@ def trained(tmp_path_factory):
         return entry.main([*map(str, options), *outputs, *TINY])
 
     accurate = folder / "models" / "accurate.pt"
-    assert run("--name", "accurate", "--epochs", "2") == 0
-    assert run("--name", "adversarial", "--epochs", "2", "--init", accurate, "--adversarial", "3") == 0
-    assert run("--task", "flow", "--epochs", "2", "--init", accurate) == 0
-    return folder, run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flow, "STEPS", 3)
+        patch.setattr(realism, "STEPS", 5)
+        assert run("--name", "accurate", "--epochs", "2") == 0
+        assert run("--name", "adversarial", "--epochs", "2", "--init", accurate, "--adversarial", "3") == 0
+        assert run("--task", "flow", "--epochs", "1", "--init", accurate) == 0
+        yield folder, run
 
 
 def flow_network(seed=0):
@@ -201,7 +204,6 @@ def test_predictions_by_realism(trained, tmp_path, refused):
 
 
 def test_evaluation_measures_realism(trained, monkeypatch, capsys):
-    monkeypatch.setattr(realism, "STEPS", 5)
     monkeypatch.setattr(Depixelation, "refiner", "none.pt")
     folder, run = trained
     models = [folder / "models" / f"{name}.pt" for name in ("accurate", "adversarial")]
@@ -238,8 +240,7 @@ def test_possible_originals_of_a_photo(trained, tmp_path):
     assert spread[inside].mean() == pytest.approx(4 * np.abs(first - second)[inside].mean() / 2, abs=1.5)
 
 
-def test_super_resolution_against_a_discriminator(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(realism, "STEPS", 5)
+def test_super_resolution_against_a_discriminator(trained, tmp_path, capsys):
     options = ["--task", "super_resolution", "--network_options", '{"channels": 8, "blocks": 1}', "--device", "cpu"]
     options += ["--synthetic_images", "24", "--precision", "float32", "--batch_size", "8", "--crops", "16"]
     options += ["--crop_size", "32", "--epochs", "1", "--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "c")]

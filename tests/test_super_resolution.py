@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision.transforms import functional as tf
 
-import main as entry
 from architectures import BasicSRModel, Interpolation, ResidualSRModel, SubPixelResNet
 from datasets import DOWNSCALING, CachedCrops, CachedPhotos, SRDataset, halve
 from tasks import super_resolution
@@ -24,14 +23,6 @@ from tasks.super_resolution import enlarge_photo, figures_of, fill_transparent, 
 CPU = torch.device("cpu")
 TINY = ["--task", "super_resolution", "--network_options", '{"channels": 8, "blocks": 1}', "--synthetic_images", "24"]
 TINY += ["--device", "cpu", "--precision", "float32", "--batch_size", "8", "--crops", "40", "--crop_size", "32"]
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Calls main() with the options of a tiny run whose files lie in tmp_path."""
-    return lambda *options: entry.main(
-        [*TINY, "--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache"), *map(str, options)]
-    )
 
 
 @pytest.fixture(scope="module")
