@@ -16,7 +16,7 @@ from tasks.restoration import restore_float
 WORKING_SIZE = 12  # of larger blocks at the scale at which they are restored
 MOST = 200  # boxes of a photo, the largest, that are looked at for exact blocks
 GRIDS_TRIED = 3  # in each
-SMALLEST_STEP = 2.5  # grey levels from a block to the next, on average; in a smooth gradient it is some 1
+SMALLEST_STEP = 2.5  # grey levels from a block to the next, on average, twice that on JPEG's grid; in gradients it is 1
 BY_CHANCE = 12  # constant blocks, small or on the grid of JPEG, that are not thought to come by chance
 FLAT_AREAS = 20  # of a single value each that may be larger than the pixelated rectangle
 AROUND = 16  # pixels around a found area in which its exact edges are looked for
@@ -159,9 +159,17 @@ def _largest_exact(pixels, box, free):
         trials.append(area)
     good = [area for area in trials if area and is_exact(pixels, area) and free[area.box()].all()]
     largest = max(good, key=lambda area: area.width * area.height, default=None)
-    if largest and all(s.sum() > SMALLEST_STEP * np.count_nonzero(s) for s in _steps(pixels[largest.box()])):
-        return largest
+    if largest:
+        least = SMALLEST_STEP * (1 + _on_jpeg_grid(largest))
+        if all(steps.sum() > least * np.count_nonzero(steps) for steps in _steps(pixels[largest.box()])):
+            return largest
     return None
+
+
+def _on_jpeg_grid(area):
+    """Whether all lines of an Area's grid are lines of JPEG's, of 8 x 8 pixels."""
+    rows, columns = area.lines()
+    return not ((rows[1:-1] + area.y) % 8).any() and not ((columns[1:-1] + area.x) % 8).any()
 
 
 def _steps(values):
@@ -224,8 +232,7 @@ def is_exact(pixels, area):
         (np.diff(lines) >= np.floor(length)).sum()
         for lines, length in ((rows, area.block_height), (columns, area.block_width))
     ]
-    on_jpeg_grid = not ((rows[1:-1] + area.y) % 8).any() and not ((columns[1:-1] + area.x) % 8).any()
-    if min(whole) < 2 or (on_jpeg_grid or side <= 4) and whole[0] * whole[1] < BY_CHANCE:
+    if min(whole) < 2 or (_on_jpeg_grid(area) or side <= 4) and whole[0] * whole[1] < BY_CHANCE:
         return False
     cells = means_between(pixels[area.box()], rows, columns)
     if min(cells.shape[:2]) < 3 or not np.array_equal(spread_between(cells, rows, columns), pixels[area.box()]):
