@@ -402,7 +402,7 @@ def test_patience_stops_early(run, tmp_path):
 
 
 def test_budget_in_minutes(run, tmp_path):
-    assert run("--max_minutes", "0.08", "--loss", "mse") == 0
+    assert run("--max_minutes", "0.04", "--loss", "mse") == 0
     rows = log(tmp_path)
     assert 0.03 <= rows[-1]["minutes"] < 0.2 and np.allclose(np.diff([0] + [row["epoch"] for row in rows[:-1]]), 1)
 

@@ -29,10 +29,10 @@ pytestmark = pytest.mark.skipif(not IN_REPOSITORY, reason="what --zip made to be
 
 @pytest.fixture(scope="module")
 def samples():
-    """(pixelated images, known arrays, images) as the test set has them, 200 of each."""
+    """(pixelated images, known arrays, images) as the test set has them, 100 of each."""
     rng = np.random.default_rng(0)
     images = [
-        Image.fromarray(synthetic_image(7, i, 96)).resize((64, 64), Image.Resampling.BILINEAR) for i in range(200)
+        Image.fromarray(synthetic_image(7, i, 96)).resize((64, 64), Image.Resampling.BILINEAR) for i in range(100)
     ]
     images = [np.asarray(image)[None] for image in images]
     samples = [prepare_image(i, *draw_rectangle(rng, 64, 64, WIDTH_RANGE, HEIGHT_RANGE, SIZE_RANGE)) for i in images]
@@ -97,7 +97,7 @@ def test_predictions_of_ours(name, samples):
 @pytest.mark.parametrize("name", ("BasicCNN", "DeePixV1"))
 def test_predictions_of_the_others(name, samples):
     network, _ = load(name)
-    pixelated, known, images = (t[: 12 if name == "DeePixV1" else 200] for t in samples)
+    pixelated, known, images = (t[: 12 if name == "DeePixV1" else 100] for t in samples)
     identity = rmse_per_image(pixelated.double(), images.double(), known).mean()
     scores = []
     for dtype in (torch.float32, torch.bfloat16):
