@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from architectures import BlockGrid, ResidualUNet, UNet, transform
+from processes import Processes
 from tasks.depixelation import Depixelation, DepixelationConfig
 from tasks.evaluation import Model, load_network, plot_columns
 from tasks.restoration import to_inputs
@@ -126,7 +127,7 @@ class Flow(Depixelation):
         with torch.no_grad():
             with torch.autocast(inputs.device.type, network.precision, enabled=network.precision != torch.float32):
                 restored = self.start.to(inputs.device)(inputs)
-            noise, time = torch.randn(images.shape), torch.rand(len(images), 1, 1, 1)  # of the CPU's generator: resumed
+            noise, time = self.draw(images)
             start, deviation, grid = network.network.start(inputs, restored, noise.to(inputs.device))
             time, unknown = time.to(inputs.device).expand_as(start), ~known_arrays
             velocity = without_means(grid, images / 255 - start)
@@ -135,6 +136,15 @@ class Flow(Depixelation):
         errors = ((found - velocity) / deviation).square() * unknown
         loss = (errors.sum((1, 2, 3)) / unknown.sum((1, 2, 3))).mean()
         return {"train_loss": loss}, loss.new_tensor(len(images), dtype=torch.float64)
+
+    def draw(self, images):
+        """Noise, (N, 1, H, W), and time, (N, 1, 1, 1), for the N images that are this process's share of a batch.
+
+        Each process draws for the whole batch, so that several train as one does. The CPU's generator is resumed.
+        """
+        processes, whole = Processes(), self.config.batch_size
+        drawn = torch.randn(whole, *images.shape[1:]), torch.rand(whole, 1, 1, 1)
+        return [values[processes.rank :: processes.count][: len(images)] for values in drawn]
 
     def predictor(self, network, made):
         """What the flow ends at, from the accurate network's output."""

@@ -123,6 +123,18 @@ def test_the_flow_starts_from_the_accurate_networks_weights(trained):
     assert len(same) >= len(own) - 3 and not own["last.weight"].any()
 
 
+def test_processes_share_what_one_would_draw(batch, monkeypatch):
+    task, shares = Flow(Flow.Config(batch_size=12)), []
+    for rank, count in ((0, 1), (0, 2), (1, 2)):
+        for name, value in {"TORCHELASTIC_RUN_ID": "test", "RANK": rank, "WORLD_SIZE": count}.items():
+            monkeypatch.setenv(name, str(value))
+        torch.manual_seed(0)
+        shares.append(task.draw(batch[2][rank::count]) + [torch.rand(1)])
+    for whole, even, odd in zip(*shares):
+        assert torch.equal(whole[::2], even) and (torch.equal(whole[1::2], odd) or len(whole) == 1)
+    assert shares[1][2] == shares[2][2]  # and the next is the same everywhere
+
+
 def test_the_discriminator_judges_inside_the_rectangle_alone(batch):
     pixelated, known, images = batch
     restored, inside = (pixelated / 255).requires_grad_(), (~known).float()
