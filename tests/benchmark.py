@@ -1,6 +1,6 @@
 """What the data pipeline and the networks cost on this machine, as one table: python tests/benchmark.py [--images X].
 
-With --scaling MINUTES ... it trains networks of three sizes for so long each instead, and draws score against samples.
+With --scaling MINUTES ... it trains networks of three sizes for so long each instead, and draws score against compute.
 Not a test (pytest does not collect it): nothing is asserted, and it wants the machine for itself for some minutes.
 Memory is the sum over all processes of their share of it (PSS), so pages that workers share count once.
 """
@@ -110,7 +110,14 @@ SIZES = {  # network options of ResidualUNet
 }
 
 
-LONGER = {"small": ["small"], "default": ["photos_start", "photos"]}  # shipped runs; a later one continues the first
+CHAINS = (  # logs of shipped runs; a later one goes on from the model before it
+    ("DeePixV1", ["DeePixV1"]),
+    ("BasicCNN", ["BasicCNN"]),
+    ("ResidualUNet, small", ["small"]),
+    ("ResidualUNet, default", ["photos_start", "photos"]),
+)
+# Its authors' samples; its score on the leaderboard, and IdentityModel's on the photos of the leaderboard.
+RANK_1 = {"network": "DeePixV1", "samples": 5.4e6, "score": 12.649, "identity_score": 23.163}
 TABLE = os.path.join(ROOT, "losses", "scaling.csv")
 
 
@@ -129,44 +136,58 @@ def train_sizes(images, minutes):
         writer.writerows(rows)
 
 
-def fit(samples, scores):
-    """(floor, factor, exponent) of score = floor + factor * samples ** exponent, with the floor that fits best."""
-    best = (np.inf,)
-    for floor in np.arange(0, scores.min() - 0.02, 0.01):
-        exponent, factor = np.polyfit(np.log(samples), np.log(scores - floor), 1)
-        error = np.square(floor + np.exp(factor) * samples**exponent - scores).sum()
-        best = min(best, (error, floor, np.exp(factor), exponent))
-    return best[1:]
+def training_flops(network, dataset):
+    """FLOPs of training on one image: three times those of the forward pass, a mean over an epoch's windows."""
+    size, network = DepixelationConfig().batch_size, network.eval()
+    batches = itertools.islice(dataset.batches(size, 0, getattr(network, "window_side", None)), len(dataset) // size)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        batches = [collate([dataset[key] for key in batch[:4]]) for batch in batches]
+        count = sum(len(restore(network, *batch[:2], torch.float32)) for batch in batches)
+    return 3 * counter.get_total_flops() / count
 
 
-def plot_scaling():
-    """Score against training samples, of losses/scaling.csv and of the shipped runs, as losses/scaling.png."""
+def read_log(name):
+    """(samples, scores, IdentityModel's score) of a log, two arrays of an entry an epoch and a float."""
+    with open(os.path.join(ROOT, "losses", f"{name}.csv"), encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    samples, scores = (np.array([float(row[key]) for row in rows]) for key in ("samples", "score"))
+    return samples, scores, float(rows[-1]["identity_score"])
+
+
+def plot_scaling(dataset):
+    """Score against compute, of losses/scaling.csv, the shipped runs and rank 1 of 2023, as losses/scaling.png."""
     with open(TABLE, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    for (name, options), marker, color in zip(SIZES.items(), "osD", ("0.6", "0.35", "0")):
-        parameters = sum(p.numel() for p in ResidualUNet(**options).parameters())
-        points, seen = [(int(row["samples"]), float(row["score"])) for row in rows if row["size"] == name], 0
-        for run in LONGER.get(name, []):
-            with open(os.path.join(ROOT, "losses", f"{run}.csv"), encoding="utf-8") as file:
-                last = list(csv.DictReader(file))[-1]
-            seen += int(last["samples"])
-            points.append((seen, float(last["score"])))
-        samples, scores = np.array(points).T
-        floor, factor, exponent = fit(samples, scores)
-        law = f"{floor:.2f} + {factor:.3g} n^{exponent:.2f}"
-        ahead = floor + factor * (10 * samples[-1]) ** exponent
-        print(f"{name}: {law}; with ten times the samples of its longest training ({samples[-1]:,.0f}): {ahead:.2f}")
-        axes.plot(samples, scores, marker, color=color, label=f"{name}, {parameters / 1e6:.2f}M parameters: {law}")
-        line = np.geomspace(samples.min(), 10 * samples.max(), 100)
-        axes.plot(line, floor + factor * line**exponent, "-", color=color, linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="training samples n")
+    for (name, options), marker in zip(SIZES.items(), "osD"):
+        flops = training_flops(ResidualUNet(**options), dataset)
+        points = [(flops * int(row["samples"]), float(row["score"])) for row in rows if row["size"] == name]
+        axes.plot(
+            *np.array(points).T, marker, color="0", fillstyle="none", label=f"ResidualUNet, {name}: ends of trainings"
+        )
+    for name, runs in CHAINS:
+        with open(os.path.join(ROOT, "models", f"{runs[-1]}.json"), encoding="utf-8") as file:
+            config = json.load(file)
+        network = NETWORKS[config["network"]](**config["network_options"])
+        flops, seen, points = training_flops(network, dataset), 0, []
+        for run in runs:
+            samples, scores, identity = read_log(run)
+            points += zip(flops * (seen + samples), scores)
+            seen += samples[-1]
+        parameters = sum(p.numel() for p in network.parameters())
+        print(f"{name}: {flops / 1e9:.2f} GFLOP a sample, {seen:,.0f} samples, {flops * seen:.2e}: {points[-1][1]:.2f}")
+        label = f"{name}, {parameters / 1e6:.2f}M parameters: each epoch"
+        axes.plot(*np.array(points).T, "-o", markersize=3, linewidth=1, label=label)
+        if name == RANK_1["network"]:
+            first = flops * RANK_1["samples"], RANK_1["score"] * identity / RANK_1["identity_score"]
+    axes.plot(*first, "*k", markersize=12, label="rank 1 of 2023 (other photos, scaled by IdentityModel)")
+    axes.set(xscale="log", yscale="log", xlabel="FLOPs of training, three times the forward passes")
     axes.set(ylabel="RMSE on the unknown pixels, grey levels; held-out photos, one view")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(which="both", color="0.9")
-    axes.legend(title="each point the end of a training; fitted lines", fontsize=8)
+    axes.legend(fontsize=8)
     save_figure(figure, os.path.join(ROOT, "losses", "scaling.png"))
 
 
@@ -288,7 +309,9 @@ def main():
     if arguments.scaling:
         train_sizes(arguments.images, arguments.scaling)
     if arguments.scaling is not None:
-        plot_scaling()
+        with tempfile.TemporaryDirectory() as folder:
+            cache = open_cache("synthetic", folder, 0, 2560)  # their content has no bearing on the FLOPs
+            plot_scaling(CachedPixelationDataset(cache, range(2560), 0, (0.7, 1.0)))
         return
     keep_freed_memory()
     torch.manual_seed(0)
