@@ -26,13 +26,14 @@ LARGEST = 1536  # pixels a side, at that scale, of what is restored at once
 CONTEXT = 24  # pixels around the area that a network sees, at that scale
 AT_ONCE = 2**19  # pixels at that scale up to which all channels are restored together
 SMOOTH = 0.5  # share of an interpolation in areas of middle pixels, which the network takes for means
+ROUNDING = 0.01  # grey levels by which blocks that are constant seem not to be, in floating point
 INNER = 0.6  # share of a block's side, in its middle, that files and scaling hardly blur
 
 
 def estimate_block_size(values):
     """The size of the blocks in a pixelated rectangle, (H, W, C), also where a JPEG has blurred them a little.
 
-    It is the largest for which the blocks are as constant as for the best one, up to 2 grey levels.
+    It is the largest for which the blocks are as constant as for the best one: exactly, or else up to 2 grey levels.
     """
     height, width = values.shape[:2]
     values = values.astype(np.int64)
@@ -44,7 +45,9 @@ def estimate_block_size(values):
         blocks = np.diff(np.diff(sums[np.ix_(rows, columns)], axis=0), axis=1)
         counts = np.diff(rows)[:, None, None] * np.diff(columns)[:, None]
         spreads.append(np.sqrt(max(0, square - (blocks.astype(np.float64) ** 2 / counts).sum()) / values.size))
-    return max(size for size, spread in zip(sizes, spreads) if spread <= 2 * min(spreads) + 2)
+    least = min(spreads)
+    limit = 2 * least + 2 if least > ROUNDING else ROUNDING
+    return max(size for size, spread in zip(sizes, spreads) if spread <= limit)
 
 
 def find_constant(pixels):
@@ -242,9 +245,17 @@ def is_exact(pixels, area):
 
 
 def square_area(pixels, rectangle):
-    """The Area of a rectangle (x, y, width, height) whose square blocks begin at its corner."""
+    """The Area of a rectangle (x, y, width, height) of square blocks.
+
+    On the grid that the file has kept to the bit, or else on one that begins at the rectangle's corner.
+    """
     x, y, width, height = rectangle
-    size = float(estimate_block_size(pixels[y : y + height, x : x + width]))
+    inside = pixels[y : y + height, x : x + width]
+    for grid in exact_grids(inside):
+        area = exact_area(inside, Area(0, 0, width, height, *grid), around=0)
+        if area and (area.width, area.height) == (width, height):
+            return replace(area, x=x, y=y)
+    size = float(estimate_block_size(inside))
     return Area(x, y, width, height, size, size)
 
 

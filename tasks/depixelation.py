@@ -90,8 +90,12 @@ class DepixelationConfig(AdversarialConfig):
     output: str | None = key(None, "the folder for restored photos; none: beside each", path=True, command=True)
     overwrite: bool = key(False, "restore photos again that have a result", argparse=FLAG, command=True)
     preview: bool = key(False, "only draw what was found into the photo", argparse=FLAG, command=True)
-    json: bool = key(False, "print what was found as JSON, a line a photo", argparse=FLAG, command=True)
-    block_size: int | None = key(None, "side of the blocks that --pixelate makes, in pixels", minimum=2, command=True)
+    json: bool = key(
+        False, "print what was found as JSON, a line for each photo that is restored", argparse=FLAG, command=True
+    )
+    block_size: int | None = key(
+        None, "side of the blocks that --pixelate makes, in pixels", minimum=2, maximum=10**6, command=True
+    )
     grid: str = key("rectangle", "where the blocks of --pixelate begin", choices=GRIDS, command=True)
     average: str = key("srgb", "of which --pixelate makes a block's value", choices=AVERAGES, command=True)
     quality: int | None = key(

@@ -39,7 +39,7 @@ def made_here(path, kind):
         if not os.path.isfile(kind):
             return False
     with open(start, "rb") as file:
-        head = file.read(2**16)
+        head = file.read(2**22)  # before the sign there may be a colour profile
         file.seek(max(0, os.path.getsize(start) - 2**12))
         tail = file.read()
     return head.startswith(signs) if kind == "log" else any(each in head or each in tail for each in signs)

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -38,11 +39,16 @@ def read_photo(path):
             raise UserError(f"{path}: is no plain file; name a photo")
         with Image.open(path) as file:
             if getattr(file, "is_animated", False) and file.format != "MPO":
-                raise UserError(f"{path}: is animated; name a picture of one frame")
-            image = ImageOps.exif_transpose(file)
+                raise UserError(f"{path}: has several frames or pages; name a picture of one")
+            file.load()
+            image = file
+            with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+                image = ImageOps.exif_transpose(file)  # damaged EXIF spoils no pixel
+            if image.mode == "F" or image.mode == "I" and file.format == "TIFF":
+                raise UserError(f"{path}: has no greys of 8 or 16 bits, so black and white are unknown; save it with 8")
             profile = file.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P", "L") else None
             alpha = None
-            if image.has_transparency_data:
+            if image.has_transparency_data and not image.mode.startswith("I"):
                 image = image.convert("RGBA")
                 alpha = np.asarray(image.getchannel("A"))
                 profile = profile if file.mode != "L" else None  # of grey values, for what is colours now
@@ -50,8 +56,12 @@ def read_photo(path):
                 pixels = to_8_bits(image)
             else:
                 pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except UserError:
+    except (UserError, MemoryError):
         raise
+    except Image.DecompressionBombError:
+        raise UserError(
+            f"{path}: has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels; make it smaller"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or 'not a readable picture'}; name a photo") from None
     except Exception as error:  # whatever a broken file makes a decoder raise
@@ -112,7 +122,7 @@ def list_files(paths):
                 result = RESULT.search(name) and os.path.isfile(file) and made_here(file, "picture")
                 if name.lower().endswith(EXTENSIONS) and not name.startswith(".") and not result:
                     found.append((file, os.path.relpath(file, path)))
-    return found
+    return list({os.path.realpath(file): (file, name) for file, name in found}.values())
 
 
 def result_base(path, relative, output):
@@ -184,7 +194,7 @@ def depixelate(task, given, paths):
     restores = [partial(restore_area, p, device=device, precision=precision) for p in predictors]
     failed = skipped = 0
     for path, base in tqdm(files, desc="restoring", unit=" photos", leave=False, disable=len(files) < 2):
-        if not config.overwrite and all(os.path.exists(base + suffix) for suffix in suffixes):
+        if not (config.overwrite or config.preview) and all(os.path.exists(base + suffix) for suffix in suffixes):
             skipped += 1
             continue
         try:
@@ -194,8 +204,12 @@ def depixelate(task, given, paths):
         except UserError as error:
             failed += 1
             tqdm.write(f"main.py: error: {error}", file=sys.stderr)
+        except OSError as error:
+            failed += 1
+            name = show(error.filename or base)
+            tqdm.write(f"main.py: error: {name}: cannot be written ({error.strerror})", file=sys.stderr)
     if skipped or (failed and len(files) > 1):
-        line = f"{failed} of {len(files)} photos failed, {skipped} have results (--overwrite restores them again)"
+        line = f"{failed} of {len(files)} photos failed, {skipped} have results, left as they are without --overwrite"
         print(line, file=sys.stderr if config.json else sys.stdout)
     return 1 if failed else 0
 
@@ -223,24 +237,29 @@ def depixelate_photo(config, path, base, search, restores):
     if not config.json:
         yield from describe(areas, show(path))
     written = []
+
+    def save(picture, alpha, profile, suffix):
+        if config.overwrite or config.preview or not os.path.exists(base + suffix):
+            save_photo(picture, alpha, profile, base + suffix)
+            written.append(base + suffix)
+
     if areas and config.preview:
-        written = [base + WRITTEN[2]]
-        save_photo(draw_areas(pixels, areas), None, profile, written[0])
+        save(draw_areas(pixels, areas), None, profile if pixels.shape[2] == 3 else None, WRITTEN[2])
     elif areas:
-        written = [base + suffix for suffix in (*WRITTEN[:2], *sample_suffixes(config.samples))]
+        suffixes = sample_suffixes(config.samples)
         result = restore_areas(restores[0], pixels, areas)
         gap = np.full((len(pixels), max(2, pixels.shape[1] // 50), pixels.shape[2]), 255, dtype=np.uint8)
-        save_photo(result, alpha, profile, written[0])
-        save_photo(np.concatenate([pixels, gap, result], axis=1), None, profile, written[1])
+        save(result, alpha, profile, WRITTEN[0])
+        save(np.concatenate([pixels, gap, result], axis=1), None, profile, WRITTEN[1])
         sums = np.zeros((2, *pixels.shape), dtype=np.float32)  # of the samples' values and their squares
-        for restore, name in zip(restores[1:], written[2:]):
+        for restore, suffix in zip(restores[1:], suffixes):
             sample = restore_areas(restore, pixels, areas)
-            save_photo(sample, alpha, profile, name)
+            save(sample, alpha, profile, suffix)
             sums += np.stack([sample, np.square(sample, dtype=np.float32)])
         if config.samples:
             mean, squares = sums / config.samples
             spread = SPREAD * np.sqrt((squares - mean**2).clip(0)).mean(axis=2, keepdims=True)
-            save_photo(spread.clip(0, 255).round().astype(np.uint8), None, None, written[-1])
+            save(spread.clip(0, 255).round().astype(np.uint8), None, None, suffixes[-1])
     if config.json:
         yield json.dumps({"photo": path, "areas": [asdict(area) for area in areas], "written": written})
     elif areas:
@@ -279,8 +298,7 @@ def pixelate(task, given, paths):
         middle = [max(8, length // 3) for length in (width, height)]  # fewer pixels would not be found again
         start = [min(length // 3, length - extent) for length, extent in zip((width, height), middle)]
         result, written = pixels.copy(), os.path.splitext(path)[0] + suffix
-        for x, y, width, height in in_fours(config.area or (*start, *middle)):
-            check_area((x, y, width, height), pixels, path)
+        for x, y, width, height in [check_area(a, pixels, path) for a in in_fours(config.area or (*start, *middle))]:
             size = config.block_size or max(2, min(width, height) // 8)
             phases = (0.0, 0.0) if config.grid == "rectangle" else (float(-x % size), float(-y % size))
             pixelate_area(result, Area(x, y, width, height, float(size), float(size), *phases, config.average))

@@ -359,7 +359,9 @@ def test_preview_draws_only(tmp_path, monkeypatch, capsys):
     assert 0 < (drawn != before).any(axis=2).mean() < 0.2
 
 
-@pytest.mark.parametrize("kind", ["bomb", "truncated", "thin", "sixteen", "cmyk", "palette", "animated"])
+@pytest.mark.parametrize(
+    "kind", ["bomb", "truncated", "thin", "sixteen", "cmyk", "palette", "animated", "real", "exif"]
+)
 def test_hostile_photos(tmp_path, monkeypatch, capsys, kind):
     """Restored, left alone, or one clear line."""
     monkeypatch.chdir(tmp_path)
@@ -374,6 +376,10 @@ def test_hostile_photos(tmp_path, monkeypatch, capsys, kind):
         Image.fromarray((np.arange(90 * 90, dtype=np.uint16) * 8).reshape(90, 90)).save("x.png")
     elif kind == "animated":
         image.save("x.gif", save_all=True, append_images=[image.rotate(90)])
+    elif kind == "real":
+        Image.fromarray(np.full((90, 90), 0.5, dtype=np.float32)).save("x.tif")
+    elif kind == "exif":
+        image.save("x.png", exif=b"Exif\0\0II*\0 no directory")
     else:
         image = {"thin": image.resize((1, 90)), "cmyk": image.convert("CMYK"), "palette": image.convert("P")}.get(
             kind, image
@@ -382,7 +388,7 @@ def test_hostile_photos(tmp_path, monkeypatch, capsys, kind):
     (name,) = os.listdir()
     status = entry.main(["--depixelate", name])
     captured = capsys.readouterr()
-    assert "Traceback" not in captured.err and status == (1 if kind in ("bomb", "truncated", "animated") else 0)
+    assert "Traceback" not in captured.err and status == (1 if kind in ("bomb", "truncated", "animated", "real") else 0)
     assert (
         (captured.err.count("main.py: error") == 1 and name in captured.err)
         if status

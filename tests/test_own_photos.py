@@ -10,7 +10,7 @@ from architectures import ResidualUNet
 from datasets import block_means
 from synthetic import synthetic_image
 from tasks.areas import estimate_block_size, find_area, parts_of, restore_area, square_area
-from tasks.mosaics import Area
+from tasks.mosaics import Area, pixelate_area
 from tasks.own_photos import read_photo
 
 
@@ -45,6 +45,15 @@ def test_rectangle_and_block_size_are_found(width, height, rectangle):
     assert estimate_block_size(pixels[y : y + h, x : x + w]) == size
     assert find_area(pixels[:, :, :1]) == (x, y, w, h)
     assert find_area(photo(width, height)) is None
+    dark = pixelated(photo(width, height) // 8 + 4, *rectangle)
+    assert estimate_block_size(dark[y : y + h, x : x + w]) == size
+
+
+def test_an_area_that_is_named_may_begin_within_a_block():
+    pixels = photo(160, 140)
+    area = Area(50, 30, 77, 83, 16.0, 16.0, 14.0, 2.0)
+    pixelate_area(pixels, area)
+    assert square_area(pixels, (50, 30, 77, 83)) == area
 
 
 @pytest.mark.parametrize("width, height, rectangle", CASES)
@@ -108,6 +117,28 @@ def test_files(tmp_path, capsys):
         assert entry.main(["--depixelate", *options]) == status
         (error,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
         assert words in error
+
+
+@pytest.mark.usefixtures("figures")
+def test_results_are_known_kept_and_completed(tmp_path, capsys):
+    """A large profile hides no sign; what exists stays, what is missing is written; a name too long costs a line."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() + np.random.default_rng(0).bytes(
+        200000
+    )
+    Image.fromarray(photo(60, 60)).save(folder / "z.png", icc_profile=profile)
+    Image.fromarray(photo(60, 60)).save(folder / f"{'n' * 240}.png")
+    command = ["--depixelate", str(folder), "--area", "10", "10", "20", "20", "--views", "1"]
+    assert entry.main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("main.py: error: ") == 1 and "nnn_depixelated.png" in captured.err
+    results = [folder / f"z_{kind}.png" for kind in ("before_after", "depixelated")]
+    before = results[1].stat().st_mtime_ns
+    results[0].unlink()
+    assert entry.main(command) == 1 and results[0].exists() and results[1].stat().st_mtime_ns == before
+    assert entry.main([*command, "--overwrite"]) == 1 and results[1].stat().st_mtime_ns > before
+    assert len(list(folder.iterdir())) == 4
 
 
 def test_the_colour_profile_stays(tmp_path):
