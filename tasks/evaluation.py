@@ -57,19 +57,30 @@ def _is_entry(entry):
 def load_weights(network, checkpoint, path):
     """Weights from a checkpoint, as utils.load_checkpoint returns it, into a network.
 
-    A network with more residual blocks starts as the smaller one: its new blocks add zero. Raises UserError.
+    A network with more channels or residual blocks starts as the smaller one: what is new adds zero. Raises UserError.
     """
     try:
         own, weights = network.state_dict(), checkpoint["weights"]
         new = [name for name in own if name not in weights]
         deeper = all(isinstance(network.get_submodule(name.rsplit(".", 2)[0]), ResidualBlock) for name in new)
-        network.load_state_dict({**own, **weights} if deeper else weights)
+        wider = {name: _widened(own[name], old) if name in own else old for name, old in weights.items()}
+        network.load_state_dict({**own, **wider} if deeper else wider)
     except (RuntimeError, AttributeError, TypeError):
         made_by = checkpoint["config"].get("network") if isinstance(checkpoint["config"], dict) else None
         raise UserError(
             f"{path}: its weights (of {made_by}) do not fit {type(network).__name__} with these network_options; "
             f"name a model of the same architecture"
         ) from None
+
+
+def _widened(new, old):
+    """A layer's weights or bias in a network with more channels: no old output depends on a new input."""
+    if new.shape == old.shape:
+        return old
+    tensor = new.clone()
+    tensor[: len(old)] = 0
+    tensor[tuple(map(slice, old.shape))] = old
+    return tensor
 
 
 def mean_of(predictors):

@@ -16,12 +16,31 @@ from PIL import Image
 from test_main import TINY  # noqa: F401 (the options of run)
 
 import main as entry
-from architectures import IdentityModel
+from architectures import IdentityModel, ResidualUNet
 from submission_serialization import deserialize, load_test_set, serialize
 from tasks.challenge import read_submission
 from tasks.depixelation import Depixelation, place_in_2023, points
-from tasks.evaluation import confidence_interval, mean_of
+from tasks.evaluation import confidence_interval, load_weights, mean_of
 from utils import UserError
+
+
+def test_a_larger_network_starts_as_the_smaller_one():
+    torch.manual_seed(0)
+    small, large = ResidualUNet((8, 12), (1, 1)), ResidualUNet((12, 20), (2, 1))
+    for parameter in small.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    checkpoint = {"weights": small.state_dict(), "config": {"network": "ResidualUNet"}}
+    load_weights(large, checkpoint, "small.pt")
+    inputs = torch.rand(2, 2, 32, 32)
+    inputs[:, 1] = 1
+    inputs[:, 1, 8:20, 4:20] = 0
+    inputs[:, :1, 8:20, 4:20] = inputs[:, :1, 8:9, 4:5]
+    with torch.no_grad():
+        assert torch.allclose(small.eval()(inputs), large.eval()(inputs), atol=1e-5)
+    large(inputs).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for name, p in large.named_parameters() if "conv1" not in name)
+    with pytest.raises(UserError, match="do not fit ResidualUNet"):
+        load_weights(ResidualUNet((8, 8), (1, 1)), checkpoint, "small.pt")
 
 
 def test_points_and_places_of_the_course():
