@@ -114,7 +114,7 @@ CHAINS = (  # logs of shipped runs; a later one goes on from the model before it
     ("DeePixV1", ["DeePixV1"]),
     ("BasicCNN", ["BasicCNN"]),
     ("ResidualUNet, small", ["small"]),
-    ("ResidualUNet, default", ["photos_start", "photos"]),
+    ("ResidualUNet, default", ["photos_start", "photos", "photos_long"]),
 )
 # Its authors' samples; its score on the leaderboard, and IdentityModel's on the photos of the leaderboard.
 RANK_1 = {"network": "DeePixV1", "samples": 5.4e6, "score": 12.649, "identity_score": 23.163}
