@@ -87,7 +87,7 @@ class DepixelationConfig(AdversarialConfig):
     sensitivity: float = key(
         0.5, "of --depixelate, 0 to 1: more finds more, wrongly too", minimum=0.01, maximum=0.99, command=True
     )
-    output: str | None = key(None, "the folder for restored photos; none: beside each", path=True, command=True)
+    output: str | None = key(None, "the folder for photos that are written; none: beside each", path=True, command=True)
     overwrite: bool = key(False, "restore photos again that have a result", argparse=FLAG, command=True)
     preview: bool = key(False, "only draw what was found into the photo", argparse=FLAG, command=True)
     json: bool = key(

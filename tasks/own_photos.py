@@ -82,6 +82,9 @@ def check_area(area, pixels, path):
 
 def save_photo(pixels, alpha, profile, path, quality=None):
     """What `read_photo` returned, or what became of it, as a PNG with the program's sign; with a quality, as a JPEG."""
+    if alpha is not None and quality:  # no JPEG is transparent: over white
+        share = alpha[:, :, None] / 255
+        pixels = (pixels * share + 255 * (1 - share)).round().astype(np.uint8)
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
     if alpha is not None and not quality:
         image.putalpha(Image.fromarray(alpha))
@@ -94,10 +97,12 @@ def save_photo(pixels, alpha, profile, path, quality=None):
         image.save(file, "PNG", icc_profile=profile, pnginfo=text)
 
 
-def check_written(paths, *suffixes):
-    """check_outputs for what is written beside photos."""
-    written = [os.path.splitext(path)[0] + suffix for path in paths for suffix in suffixes]
+def check_written(paths, suffix, output=None):
+    """The path that is written for each photo, beside it or in the folder `output`, after check_outputs."""
+    bases = [os.path.join(output, os.path.basename(path)) if output else path for path in paths]
+    written = [os.path.splitext(base)[0] + suffix for base in bases]
     check_outputs([(path, "picture") for path in written], paths)
+    return written
 
 
 def in_fours(numbers):
@@ -286,18 +291,17 @@ def sample_suffixes(count):
 
 
 def pixelate(task, given, paths):
-    """--pixelate: pixelate areas of each photo (by default its middle), and write it beside the photo."""
+    """--pixelate: pixelate areas of each photo (by default its middle); write it beside the photo or to --output."""
     config = task.config
     suffix = "_pixelated.jpg" if config.quality else "_pixelated.png"
-    check_written(paths, suffix)
-    for path in paths:
+    for path, written in zip(paths, check_written(paths, suffix, config.output)):
         pixels, alpha, profile = read_photo(path)
         height, width = pixels.shape[:2]
         if min(height, width) < 8:
             raise UserError(f"{path}: smaller than 8 pixels; name a larger photo")
         middle = [max(8, length // 3) for length in (width, height)]  # fewer pixels would not be found again
         start = [min(length // 3, length - extent) for length, extent in zip((width, height), middle)]
-        result, written = pixels.copy(), os.path.splitext(path)[0] + suffix
+        result = pixels.copy()
         for x, y, width, height in [check_area(a, pixels, path) for a in in_fours(config.area or (*start, *middle))]:
             size = config.block_size or max(2, min(width, height) // 8)
             phases = (0.0, 0.0) if config.grid == "rectangle" else (float(-x % size), float(-y % size))

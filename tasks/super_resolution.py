@@ -136,10 +136,10 @@ def fill_transparent(photo, alpha):
 
 def predict_photos(task, given, paths):
     """--predict: write each photo at twice its size beside it, as PHOTO_x2.png."""
-    check_written(paths, "_x2.png")
+    written = check_written(paths, "_x2.png")
     (model,), device, precision = load_models(task, given, [])
     network = refined(task, model.predict, device)
-    for path in paths:
+    for path, enlarged in zip(paths, written):
         pixels, alpha, profile = read_photo(path)
         started = time.monotonic()
         planes = torch.tensor(pixels).permute(2, 0, 1)
@@ -148,10 +148,9 @@ def predict_photos(task, given, paths):
         result = enlarge_photo(network, planes, device, precision).permute(1, 2, 0).numpy()
         if alpha is not None:
             alpha = np.asarray(Image.fromarray(alpha).resize(result.shape[1::-1], Image.Resampling.BICUBIC))
-        written = f"{os.path.splitext(path)[0]}_x2.png"
-        save_photo(result, alpha, profile, written)
+        save_photo(result, alpha, profile, enlarged)
         seconds = time.monotonic() - started
-        print(f"{show(path)}: {result.shape[1]} x {result.shape[0]} pixels in {seconds:.1f} s: {show(written)}")
+        print(f"{show(path)}: {result.shape[1]} x {result.shape[0]} pixels in {seconds:.1f} s: {show(enlarged)}")
     return 0
 
 

@@ -141,6 +141,17 @@ def test_results_are_known_kept_and_completed(tmp_path, capsys):
     assert len(list(folder.iterdir())) == 4
 
 
+def test_pixelated_jpegs_lie_over_white_in_the_folder_that_is_named(tmp_path):
+    image = Image.fromarray(photo(60, 60))
+    image.putalpha(Image.fromarray(np.repeat(np.uint8([0, 255]), 30)[None].repeat(60, axis=0)))
+    image.save(tmp_path / "cut.png")
+    assert (
+        entry.main(["--pixelate", str(tmp_path / "cut.png"), "--quality", "95", "--output", str(tmp_path / "o")]) == 0
+    )
+    assert sorted(path.name for path in tmp_path.rglob("*.*g")) == ["cut.png", "cut_pixelated.jpg"]
+    assert read_photo(tmp_path / "o" / "cut_pixelated.jpg")[0][:, :16].min() > 240
+
+
 def test_the_colour_profile_stays(tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(photo(90, 80)).save(tmp_path / "a.png", icc_profile=profile)
