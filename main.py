@@ -63,18 +63,17 @@ def train(config, task, processes, state=None):
     network = networks[task.parts[0]]
     if not any(True for _ in network.parameters()):
         raise UserError(f"network: {config.network} has no parameters to train; choose another")
-    inherited = []
     if config.init and not state:
         checkpoint = load_checkpoint(config.init, "name a models/NAME.pt")
         task.load_weights(network, checkpoint, config.init)
-        inherited = training_record(checkpoint)
+        task.inherited += training_record(checkpoint)
     with processes.first_alone():
         task.prepare()
     parts = {}
     for name, net in networks.items():
         model = processes.wrap(torch.compile(net) if config.compile and not parts else net, device)
         parts[name] = Part(net, config, precision, model)
-    run = restore_run(config, task, parts, state) if state else Run(inherited=inherited)
+    run = restore_run(config, task, parts, state) if state else Run(inherited=task.inherited)
     run.begin(config, math.ceil(len(task.training_set) / config.batch_size))
     if state and run.finished:
         limit = "--epochs or --max_minutes" if run.progress(run.step) >= 1 else "--patience"
@@ -120,7 +119,7 @@ def check_start(config, task, processes, state):
         raise UserError("compile: torch.compile needs a C++ compiler on a CPU, and there is none; leave --compile out")
     if processes.rank:
         return
-    inputs = [config.images] if state else [config.images, config.init, config.config_file]
+    inputs = [config.images, getattr(config, "teacher", None)] + ([] if state else [config.init, config.config_file])
     check_outputs([(config.file(folder, suffix), kind) for folder, suffix, kind in RUN_FILES], inputs)
     if state:
         return

@@ -49,6 +49,7 @@ class Task:
         self.config = config
         self.training_set = self.validation_set = None
         self.held_out = torch.empty(0, dtype=torch.int64)  # images.held_out_digests, where a task can tell
+        self.inherited = []  # evaluation.training_record of other models that this one learns from
 
     # ---------------------------------------------------------------------------------------------- what is trained
 

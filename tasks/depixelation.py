@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from architectures import BasicCNN, DeePixV1, IdentityModel, ResidualUNet, find_block_sizes
 from datasets import IMAGE_SIZE, SIZE_RANGE, CachedPixelationDataset, collate
+from processes import choose_device
 from tasks import challenge, own_photos
 from tasks.adversarial import Adversarial, AdversarialConfig
-from tasks.evaluation import Measurement, Model, load_model, mean_of
+from tasks.evaluation import Measurement, Model, load_model, load_network, mean_of, training_record
 from tasks.images import held_out_digests, image_source, images_with_truth
 from tasks.mosaics import AVERAGES, GRIDS
 from tasks.realism import plot_tradeoff, print_realism
@@ -31,7 +32,7 @@ from tasks.restoration import (
     rmse_per_image,
     to_inputs,
 )
-from utils import ROOT, key
+from utils import ROOT, UserError, key
 
 REFERENCE = os.path.join(ROOT, "models", "BasicCNN.pt")  # its score is worth 200 points
 NETWORKS = {network.__name__: network for network in (ResidualUNet, DeePixV1, BasicCNN, IdentityModel)}
@@ -60,6 +61,12 @@ class DepixelationConfig(AdversarialConfig):
         [0.7, 1.0],
         "side of the random crops, smallest and largest, as a share of the photo's shortest side",
         check=_crop_scale,
+    )
+    teacher: str | None = key(
+        None,
+        "a model whose predictions are learned in place of the truth (distillation)",
+        path=True,
+        may_change=True,
     )
     views: int = key(
         8,
@@ -120,6 +127,19 @@ def training_loss(kind, predictions, images, known_arrays):
     return losses.mean(), losses.new_tensor(len(losses), dtype=torch.float64)
 
 
+def distillation_loss(predictions, taught, images, known_arrays):
+    """By how much the score exceeds that of a teacher, in grey levels: the mean over images of D^2 / (2 RMSE).
+
+    D^2: the mean squared difference from what the teacher predicts, `taught`. Where that is the mean of all that is
+    possible given the input, D^2 adds to the squared error, and this is how much it adds to the RMSE, to first order;
+    the gradient is the score's without the noise of the truths (Hinton et al. 2015, arXiv:1503.02531, distil
+    classifiers). RMSE: that of the predictions, one grey level at least. Arguments and result: as training_loss.
+    """
+    errors = mse_per_image(predictions.detach(), images, known_arrays).sqrt().clamp(min=1 / 255)
+    losses = 255 * mse_per_image(predictions, taught, known_arrays) / (2 * errors)
+    return losses.mean(), losses.new_tensor(len(losses), dtype=torch.float64)
+
+
 def points(score, identity, reference):
     """Course points of a score: 0 at IdentityModel's, 200 at BasicCNN's, linear between, and 50 more below that."""
     if score < reference:
@@ -141,6 +161,12 @@ def place_in_2023(score, identity):
 
 # ------------------------------------------------------------------------------------------------ the task
 
+
+def random_symmetry(network):
+    """The keyword argument by which a network sees a batch in a random symmetry, where it knows them."""
+    return {"symmetries": torch.randint(network.SYMMETRIES, (1,)).tolist()} if hasattr(network, "SYMMETRIES") else {}
+
+
 GROUPS = {  # how --evaluate splits the score: (column of a Measurement's details, ranges, unit)
     "block size": (0, ((4, 6), (7, 9), (10, 12), (13, 16)), "pixels"),
     "rectangle": (1, ((16, 127), (128, 255), (256, 511), (512, 1024)), "area in pixels"),
@@ -157,12 +183,24 @@ class Depixelation(Adversarial):
     refiner = os.path.join(ROOT, "models", "flow.pt")
     actions = challenge.ACTIONS | own_photos.ACTIONS
     collate = staticmethod(collate)
+    teacher = None  # the network that is learned from
 
     def example_input(self):
         """With the challenge's largest rectangle; smaller ones may take fewer FLOPs."""
         inputs = torch.ones(1, 2, IMAGE_SIZE, IMAGE_SIZE)
         inputs[:, 1, 16:48, 16:48] = 0
         return inputs
+
+    def build_parts(self):
+        path = getattr(self.config, "teacher", None)
+        if path:
+            if self.config.adversarial or self.config.loss != "rmse":
+                raise UserError("teacher: teaches the score, so it goes with --loss rmse and without --adversarial")
+            task, device = Depixelation(DepixelationConfig()), choose_device(self.config.device)
+            self.teacher, _, checkpoint = load_network(task, path, set(), device, "--teacher")
+            self.teacher.requires_grad_(False)
+            self.inherited = training_record(checkpoint)
+        return super().build_parts()
 
     def prepare(self):
         config = self.config
@@ -185,13 +223,15 @@ class Depixelation(Adversarial):
         pixelated_images, known_arrays, images = batch
         inputs = to_inputs(pixelated_images, known_arrays)  # (N, 2, 64, 64)
         network = parts[part]
-        if hasattr(network.network, "SYMMETRIES"):  # each batch is seen in a random one
-            predictions = network(inputs, symmetries=torch.randint(network.network.SYMMETRIES, (1,)).tolist())
-        else:
-            predictions = network(inputs)  # (N, 1, 64, 64)
+        predictions = network(inputs, **random_symmetry(network.network))  # (N, 1, 64, 64)
         truth, unknown = images.float() / 255, (~known_arrays).float()
         loss, count = training_loss(self.config.loss, predictions, truth, known_arrays)
-        return self.deceive(parts, {"train_loss": loss}, predictions, truth, inputs, unknown), count
+        if self.teacher is None:
+            return self.deceive(parts, {"train_loss": loss}, predictions, truth, inputs, unknown), count
+        with torch.no_grad(), network.autocast(inputs):  # in another symmetry: what is learned is the mean over them
+            taught = self.teacher(inputs, **random_symmetry(self.teacher)).float()
+        distilled, count = distillation_loss(predictions, taught, truth, known_arrays)
+        return {"train_loss": distilled, "own_loss": loss}, count
 
     # ---------------------------------------------------------------------------------------------- measuring
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from architectures import BlockGrid, ResidualUNet, UNet, transform
 from processes import Processes
-from tasks.depixelation import Depixelation, DepixelationConfig
+from tasks.depixelation import Depixelation, DepixelationConfig, random_symmetry
 from tasks.evaluation import Model, load_network, plot_columns
 from tasks.restoration import to_inputs
 from utils import Config, inherited, key
@@ -125,14 +125,14 @@ class Flow(Depixelation):
         pixelated_images, known_arrays, images = batch
         inputs, network = to_inputs(pixelated_images, known_arrays), parts[part]
         with torch.no_grad():
-            with torch.autocast(inputs.device.type, network.precision, enabled=network.precision != torch.float32):
+            with network.autocast(inputs):
                 restored = self.start.to(inputs.device)(inputs)
             noise, time = self.draw(images)
             start, deviation, grid = network.network.start(inputs, restored, noise.to(inputs.device))
             time, unknown = time.to(inputs.device).expand_as(start), ~known_arrays
             velocity = without_means(grid, images / 255 - start)
             inputs = torch.cat([inputs, restored, start + time * velocity, time], dim=1)
-        found = network(inputs, symmetries=torch.randint(FlowUNet.SYMMETRIES, (1,)).tolist())
+        found = network(inputs, **random_symmetry(network.network))
         errors = ((found - velocity) / deviation).square() * unknown
         loss = (errors.sum((1, 2, 3)) / unknown.sum((1, 2, 3))).mean()
         return {"train_loss": loss}, loss.new_tensor(len(images), dtype=torch.float64)

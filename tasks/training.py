@@ -35,16 +35,20 @@ class Part:
         self.parameters = list(network.parameters())
         self.optimizers = build_optimizers(config.optimizer, self.parameters, config.weight_decay)
 
+    def autocast(self, inputs):
+        """The context in which convolutions of these inputs have the run's precision."""
+        return torch.autocast(inputs.device.type, self.precision, enabled=self.precision != torch.float32)
+
     def __call__(self, inputs, **options):
         """The network's output; what follows is in float32 again."""
-        with torch.autocast(inputs.device.type, self.precision, enabled=self.precision != torch.float32):
+        with self.autocast(inputs):
             return self.model(inputs, **options)
 
     def frozen(self, inputs):
         """The same where a loss of another part needs it: no gradient reaches the weights."""
         self.network.requires_grad_(False)
         try:
-            with torch.autocast(inputs.device.type, self.precision, enabled=self.precision != torch.float32):
+            with self.autocast(inputs):
                 return self.network(inputs)
         finally:
             self.network.requires_grad_(True)
@@ -108,7 +112,7 @@ class Run:
     best: float | None = None
     stale: int = 0  # epochs since the best score
     finished: bool = False
-    inherited: list = dataclasses.field(default_factory=list)  # training_record of the model that it started from
+    inherited: list = dataclasses.field(default_factory=list)  # training_record of models it started or learns from
 
     def begin(self, config, steps_per_epoch):
         """Start the clock."""
