@@ -3,9 +3,11 @@
 Makes COUNT (400) pictures of a folder's photos, or of drawn images ("synthetic"): PNG, JPEG of quality 95 and 80,
 scaled JPEG; blocks of 4 to 64 pixels, three averages, both grids, up to three areas, every fifth without. Prints for
 each format what the program finds and how much nearer to the truth it comes: the RMSE inside the areas before and
-after, the ratio of their means, and the mean of each picture's ratio. SHEET.png shows three of them.
+after, the ratio of their means, and the mean of each picture's ratio; and that by the size of blocks, area by area.
+SHEET.png shows three of them.
 """
 
+import itertools
 import os
 import resource
 import sys
@@ -38,10 +40,11 @@ def mean(values):
     return values[~np.isnan(values)].mean() if not np.isnan(values).all() else np.nan
 
 
-def measure(pictures, predict, finder, device, precision, sheet):
+def measure(pictures, predict, finder, device, precision, sheet, sizes):
     """Rows of (format, areas, found, false, error of size, error inside before, after, seconds), one a picture.
 
-    sheet: gets (with what was found, restored, truth) of three pictures.
+    sheet: gets (with what was found, restored, truth) of three pictures; sizes: (blocks' side, whether it was found,
+    error inside before, after) of each area.
     """
     for i in range(len(pictures)):
         (pixels, areas, file), truth = pictures[i], pictures.truth(i)
@@ -53,6 +56,9 @@ def measure(pictures, predict, finder, device, precision, sheet):
         seconds = time.monotonic() - started
         (_, share, false, error), hits = compare_areas(found, areas)
         before, after = (errors_inside(image, truth, areas) if areas else np.nan for image in (pixels, result))
+        for area, hit in zip(areas, hits):
+            errors = (errors_inside(image, truth, [area]) for image in (pixels, result))
+            sizes.append(((area.block_width + area.block_height) / 2, hit, *errors))
         if len(sheet) < 3 and len(areas) > 1 and file != "PNG":
             sheet.append(np.concatenate([draw_areas(pixels, found), result, truth], axis=1))
         yield file, len(areas), sum(hits), false, error if any(hits) else np.nan, before, after, seconds
@@ -63,8 +69,8 @@ def main(source, count=400, sheet=None, cache_dir=".cache"):
     (model,), device, precision = load_models(task, set(), [task.shipped])
     cache = open_cache(source, cache_dir, 0, 40, colour=True)
     pictures = MosaicPhotos(cache, range(len(cache)), int(count))
-    shown = []
-    rows = list(measure(pictures, model.predict, load_finder(task.config, device), device, precision, shown))
+    shown, sizes = [], []
+    rows = list(measure(pictures, model.predict, load_finder(task.config, device), device, precision, shown, sizes))
     if sheet:
         save_photo(np.concatenate(shown), None, None, sheet)
     print(f"{'':16} pictures  areas  found  false a picture  size off by  before  after  ratio  of each  seconds")
@@ -76,6 +82,11 @@ def main(source, count=400, sheet=None, cache_dir=".cache"):
             f"{file:16} {len(own):8} {areas.sum():6} {share:6.1%} {false.mean():16.3f} {mean(error):12.1%} "
             f"{mean(before):7.2f} {mean(after):6.2f} {mean(after) / mean(before):6.3f} {each:8.3f} {mean(seconds):8.2f}"
         )
+    side, hits, before, after = np.array(sizes).T
+    for low, high in itertools.pairwise((2, 6, 12, 24, 97)):
+        own = (low <= side) & (side < high)
+        ratio = mean(after[own]) / mean(before[own])
+        print(f"blocks of {low} to {high} pixels: {own.sum()} areas, {mean(hits[own]):.1%} found, ratio {ratio:.3f}")
     return rows
 
 
