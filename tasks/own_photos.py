@@ -53,6 +53,7 @@ def read_photo(path):
                 alpha = np.asarray(image.getchannel("A"))
                 profile = profile if file.mode != "L" else None  # of grey values, for what is colours now
             if image.mode.startswith("I"):
+                tqdm.write(f"{show(path)}: has 16 bits a pixel, what is written 8", file=sys.stderr)
                 pixels = to_8_bits(image)
             else:
                 pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))

@@ -167,16 +167,16 @@ def plot_scaling(dataset):
             *np.array(points).T, marker, color="0", fillstyle="none", label=f"ResidualUNet, {name}: ends of trainings"
         )
     for name, runs in CHAINS:
-        with open(os.path.join(ROOT, "models", f"{runs[-1]}.json"), encoding="utf-8") as file:
-            config = json.load(file)
-        network = NETWORKS[config["network"]](**config["network_options"])
-        flops, seen, points = training_flops(network, dataset), 0, []
+        spent, points = 0, []
         for run in runs:
-            samples, scores, identity = read_log(run)
-            points += zip(flops * (seen + samples), scores)
-            seen += samples[-1]
+            with open(os.path.join(ROOT, "models", f"{run}.json"), encoding="utf-8") as file:
+                config = json.load(file)
+            network = NETWORKS[config["network"]](**config["network_options"])
+            flops, (samples, scores, identity) = training_flops(network, dataset), read_log(run)
+            points += zip(spent + flops * samples, scores)
+            spent = points[-1][0]
+            print(f"{run}: {flops / 1e9:.2f} GFLOP a sample, in all {spent:.2e}: {scores[-1]:.2f}")
         parameters = sum(p.numel() for p in network.parameters())
-        print(f"{name}: {flops / 1e9:.2f} GFLOP a sample, {seen:,.0f} samples, {flops * seen:.2e}: {points[-1][1]:.2f}")
         label = f"{name}, {parameters / 1e6:.2f}M parameters: each epoch"
         axes.plot(*np.array(points).T, "-o", markersize=3, linewidth=1, label=label)
         if name == RANK_1["network"]:

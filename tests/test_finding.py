@@ -394,3 +394,4 @@ def test_hostile_photos(tmp_path, monkeypatch, capsys, kind):
         if status
         else "no pixelated" in captured.out
     )
+    assert ("has 16 bits" in captured.err) == (kind == "sixteen")
