@@ -64,7 +64,7 @@ class DepixelationConfig(AdversarialConfig):
     )
     teacher: str | None = key(
         None,
-        "a model whose predictions are learned in place of the truth (distillation)",
+        "a model whose predictions are learned beside the truth (distillation)",
         path=True,
         may_change=True,
     )
@@ -128,16 +128,15 @@ def training_loss(kind, predictions, images, known_arrays):
 
 
 def distillation_loss(predictions, taught, images, known_arrays):
-    """By how much the score exceeds that of a teacher, in grey levels: the mean over images of D^2 / (2 RMSE).
+    """By how much the score exceeds a teacher's, in grey levels (of 255): the mean over images of D^2 / (2 RMSE).
 
     D^2: the mean squared difference from what the teacher predicts, `taught`. Where that is the mean of all that is
     possible given the input, D^2 adds to the squared error, and this is how much it adds to the RMSE, to first order;
     the gradient is the score's without the noise of the truths (Hinton et al. 2015, arXiv:1503.02531, distil
-    classifiers). RMSE: that of the predictions, one grey level at least. Arguments and result: as training_loss.
+    classifiers). RMSE: that of the predictions, one grey level at least. The arguments are those of mse_per_image.
     """
     errors = mse_per_image(predictions.detach(), images, known_arrays).sqrt().clamp(min=1 / 255)
-    losses = 255 * mse_per_image(predictions, taught, known_arrays) / (2 * errors)
-    return losses.mean(), losses.new_tensor(len(losses), dtype=torch.float64)
+    return (255 * mse_per_image(predictions, taught, known_arrays) / (2 * errors)).mean()
 
 
 def points(score, identity, reference):
@@ -230,8 +229,8 @@ class Depixelation(Adversarial):
             return self.deceive(parts, {"train_loss": loss}, predictions, truth, inputs, unknown), count
         with torch.no_grad(), network.autocast(inputs):  # in another symmetry: what is learned is the mean over them
             taught = self.teacher(inputs, **random_symmetry(self.teacher)).float()
-        distilled, count = distillation_loss(predictions, taught, truth, known_arrays)
-        return {"train_loss": distilled, "own_loss": loss}, count
+        distilled = distillation_loss(predictions, taught, truth, known_arrays)
+        return {"train_loss": loss + distilled, "own_loss": loss, "distillation_loss": distilled}, count
 
     # ---------------------------------------------------------------------------------------------- measuring
 
