@@ -114,7 +114,9 @@ CHAINS = (  # logs of shipped runs; a later one goes on from the model before it
     ("DeePixV1", ["DeePixV1"]),
     ("BasicCNN", ["BasicCNN"]),
     ("ResidualUNet, small", ["small"]),
-    ("ResidualUNet, default", ["photos_start", "photos", "photos_long"]),
+    ("ResidualUNet, default", ["photos_start", "photos_margin8", "photos_long"]),
+    ("ResidualUNet, default, then with a margin of 16", ["photos_start", "photos_margin8", "photos"]),
+    ("ResidualUNet, three stages", ["speed"]),
 )
 # Its authors' samples; its score on the leaderboard, and IdentityModel's on the photos of the leaderboard.
 RANK_1 = {"network": "DeePixV1", "samples": 5.4e6, "score": 12.649, "identity_score": 23.163}

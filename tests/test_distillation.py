@@ -49,7 +49,7 @@ def test_a_batch_is_taught_in_another_symmetry_without_changing_the_teacher(run,
     assert all(
         torch.equal(tensor, saved["weights"][name].float()) for name, tensor in task.teacher.state_dict().items()
     )
-    assert [entry["images"] for entry in task.inherited] == ["synthetic"]
+    assert [part["images"] for part in task.inherited] == ["synthetic"]
 
 
 def test_runs_with_a_teacher_resume_exactly(run, tmp_path, monkeypatch, refused):
