@@ -24,11 +24,15 @@ UNEVEN = 0.06  # share of a region by which it may differ from a rectangle
 GAIN = 0.5  # share of what differs that may be left after a cut
 STEPS = 12  # in a region's outline, at which cuts are tried
 THIN = 0.35  # share of the longest row or column of a region below which one is an outgrowth
-NEAR = 32  # pixels from an edge within which cells are asked for it
-AGREE = 6  # pixels by which they may differ
-VOTES = 0.5  # share of the cells on either side of a line that see an edge there, if areas touch
+NEAR = 24  # pixels from an edge within which cells are asked for it
+AGREE = 8  # pixels by which they may differ
+TRUST = 0.6  # share of the cells near an end that see an edge in one place, from which on it may be far away
+DOUBLE = 0.3  # intersection over union of two areas that are the same one
+VOTES = 0.25  # share of the cells on either side of a line that see an edge there, if areas touch
+DIFFER = 2.25  # standard deviations by which the logarithms of blocks' sizes differ in areas that touch
+OCTAVES = 0.2  # at least
 PART = 4  # cells; a smaller part of a region is none
-CERTAIN = 0.68  # times the sensitivity: how far the confidence may be from 1
+CERTAIN = 0.72  # times the sensitivity: how far the confidence may be from 1
 SURE = 0.6  # probability from which on the way of averaging is told
 
 
@@ -119,6 +123,8 @@ def cut(cells):
                 if min(agree) > best:
                     best, parts = min(agree), [middles > line, middles < line]
     if parts is None:
+        parts = _by_size(cells)
+    if parts is None:
         x, y = ((middles - middles.min()) / CELL for middles in cells.middles)
         x, y = x.astype(np.int64), y.astype(np.int64)
         region = np.zeros((y.max() + 1, x.max() + 1), dtype=bool)
@@ -128,18 +134,52 @@ def cut(cells):
     return [part for half in parts for part in cut(half)] if len(parts) > 1 else [cells]
 
 
+def _by_size(cells):
+    """A region's Cells, cut along the line on both sides of which blocks are of different sizes; None if there is none.
+
+    That with the largest difference of the means, in standard deviations within both parts.
+    """
+    sizes, best, parts = cells.seen[5:7].mean(axis=0), DIFFER, None
+    for middles in cells.middles:
+        order = np.argsort(middles, kind="stable")
+        values, at = sizes[order].astype(np.float64), middles[order]
+        n = np.arange(1, len(values))
+        sums, squares = np.cumsum(values), np.cumsum(values**2)
+        first, second = sums[:-1] / n, (sums[-1] - sums[:-1]) / n[::-1]
+        within = (squares[-1] - n * first**2 - n[::-1] * second**2).clip(0) / len(values)
+        apart = np.abs(first - second)
+        score = apart / np.sqrt(within + 0.05**2)
+        score[(apart < OCTAVES) | (at[1:] == at[:-1]) | (n < PART) | (n[::-1] < PART)] = 0
+        if len(score) and score.max() > best:
+            best, line = score.max(), at[score.argmax()]
+            parts = [middles > line, middles <= line]
+    return parts
+
+
 def outline(cells):
-    """((top, bottom, left, right), share): the box of an area's Cells, in pixels, float; how many agree on it."""
-    ends, shares = [], []
+    """((top, bottom, left, right), share, filled) of an area's Cells.
+
+    Its box, in pixels, float: where the cells near an end see the edge, also far from them if most agree, as blocks may
+    be hardly visible up to there; how many agree; the share that cells have of the box, without what is far from them.
+    """
+    ends, shares, spans = [], [], []
     for axis in (1, 0):
         middles = cells.middles[axis]
         lines, counts = np.unique(middles, return_counts=True)
         used = lines[counts > THIN * counts.max()]
         for edge, limit, sign in zip(cells.edges(axis), (used[0], used[-1]), (1, -1)):
-            near = sign * (middles - limit) < NEAR
-            ends.append(float(np.clip(np.median(edge[near]), limit - AGREE, limit + AGREE)))
-            shares.append((np.abs(edge[near] - ends[-1]) <= AGREE).mean())
-    return tuple(ends), float(np.mean(shares))
+            near = edge[sign * (middles - limit) < NEAR]
+            seen = float(np.median(near))
+            near_end = float(np.clip(seen, limit - AGREE, limit + AGREE))
+            shares.append((np.abs(near - seen) <= AGREE).mean())
+            if shares[-1] < TRUST:
+                seen = near_end
+                shares[-1] = (np.abs(near - seen) <= AGREE).mean()
+            ends.append(seen)
+            spans.append(near_end)
+    area = (spans[1] - spans[0]) * (spans[3] - spans[2])
+    filled = cells.seen.shape[1] * CELL**2 / max(1, area)
+    return tuple(ends), float(np.mean(shares)), min(filled, 1 / filled)
 
 
 def find_regions(mask):
@@ -343,13 +383,12 @@ class Finder:
         height, width = luma.shape
         areas = []
         for cells in find_cells(predict_cells(self.network, luma, device, precision), 1 - self.sensitivity):
-            (top, bottom, left, right), share = outline(cells)
+            (top, bottom, left, right), share, filled = outline(cells)
             top, bottom = (int(np.clip(round(end), 0, height)) for end in (top, bottom))
             left, right = (int(np.clip(round(end), 0, width)) for end in (left, right))
             guess = 2.0 ** np.median(cells.seen[5:7], axis=1)
             area = Area(left, top, right - left, bottom - top, *guess.tolist())
-            filled = cells.seen.shape[1] * CELL**2 / max(1, area.width * area.height)
-            chance = float(cells.seen[0].mean()) * share * min(filled, 1 / filled)
+            chance = float(cells.seen[0].mean()) * share * filled
             if min(area.width, area.height) < SMALLEST:
                 continue
             area = fit_area(luma, (top, bottom, left, right), tuple(guess)) if self.fit else area
@@ -358,7 +397,16 @@ class Finder:
                 logits = torch.from_numpy(cells.seen[7:]).mean(1).softmax(0)
                 average = AVERAGES[int(logits.argmax())] if logits.max() >= SURE else None
                 areas.append(replace(area, average=average, confidence=float(chance)))
-        return areas
+        return _without_doubles(areas)
+
+
+def _without_doubles(areas):
+    """The areas without those of which another, with more confidence, is about the same: parts may see all of one."""
+    kept = []
+    for area in sorted(areas, key=lambda area: -area.confidence):
+        if all(area.overlap(other) < DOUBLE for other in kept):
+            kept.append(area)
+    return kept
 
 
 def find_flat(pixels, device=None, precision=None):

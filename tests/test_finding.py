@@ -238,9 +238,33 @@ def seen_cells(areas, side):
 def test_areas_are_outlined(areas):
     """Each from its own cells, to two pixels, touching or not."""
     found = [outline(cells) for cells in find_cells(seen_cells(areas, 400), 0.5)]
-    boxes = sorted((left, top, right - left, bottom - top) for (top, bottom, left, right), _ in found)
-    assert len(boxes) == len(areas) and min(share for _, share in found) > 0.9
+    boxes = sorted((left, top, right - left, bottom - top) for (top, bottom, left, right), *_ in found)
+    assert len(boxes) == len(areas) and min(min(share, filled) for _, share, filled in found) > 0.85
     assert np.abs(np.array(boxes) - np.array(sorted(areas))).max() <= 2
+
+
+def test_areas_that_touch_are_told_apart_by_their_blocks():
+    """Where their cells do not see the edge between them, as those of small blocks often do not."""
+    cells = seen_cells([(20, 40, 120, 60)], 200)
+    for size, count in ((3.4, 2), (3.1, 1)):
+        cells[5:7, :, 20:] = size  # from 80 on; in octaves, 3 before
+        cells[5:7] += np.random.default_rng(0).normal(0, 0.05, cells[5:7].shape)
+        found = find_cells(cells, 0.5)
+        assert len(found) == count
+        ends = [sorted(each.middles[0])[:: each.middles.shape[1] - 1] for each in found]
+        assert sorted(ends) == ([[22, 78], [82, 138]] if count == 2 else [[22, 138]])
+
+
+def test_hardly_visible_blocks_are_in_the_area_whose_other_cells_see_its_edge(monkeypatch):
+    cells = seen_cells([(20, 40, 120, 100)], 200)
+    cells[0, 15:20] = 0.2  # from 60 to 80: in two parts, which both see the whole area
+    cells[0, 30:] = 0.2  # from 120 on
+    monkeypatch.setattr(finding_areas, "predict_cells", lambda *_: cells)
+    finder = finding_areas.Finder(None, fit=False)
+    (area,) = finder(np.zeros((200, 200, 1), dtype=np.uint8), CPU, torch.float32)
+    assert area.overlap(Area(20, 40, 120, 100, 8.0, 8.0)) > 0.95 and area.confidence > finder.least
+    cells[3, :30] = np.random.default_rng(0).permutation(cells[3, :30])  # they do not agree where
+    assert all(area.x + area.width < 150 for area in finder.candidates(np.zeros((200, 200, 1), np.uint8), CPU, None))
 
 
 def test_photos_in_tiles(monkeypatch):
