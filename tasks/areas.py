@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import islice
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -299,46 +300,68 @@ def parts_of(area):
             yield replace(area, **place, phase_x=phase_x, phase_y=phase_y)
 
 
-def restore_area(predict, pixels, area, device, precision):
-    """The photo, (H, W, C) uint8, with one Area restored; each channel keeps the values of its blocks, as well as the
-    file has kept them.
+class View(NamedTuple):
+    """A photo around one of its areas, at the scale at which a network restores it, C channels."""
 
-    Blocks of a size that the network does not know, or not square, are restored at a scale at which it knows them.
+    inputs: np.ndarray  # (C, 1, h, w) float32, 0 to 255, blocks as the challenge makes them
+    known: np.ndarray  # (C, 1, h, w) bool
+    around: tuple  # (left, upper, right, lower) of it in the photo, pixels, fractional
+    inside: tuple  # the same of the area in the view
+    pad: int  # pixels that the photo gets above and to the left, which `around` counts
+
+    def of(self, pixels):
+        """Another photo of the same size, (H, W, C) uint8, seen alike: (C, 1, h, w) float32, 0 to 255."""
+        padded = np.pad(pixels, ((self.pad, 0), (self.pad, 0), (0, 0)), "edge")
+        sides = self.known.shape[:1:-1]
+        return np.stack([_resize(channel, sides, self.around) for channel in np.moveaxis(padded, 2, 0)])[:, None]
+
+
+def view_area(pixels, area, cells):
+    """The View of an Area with these values of its blocks, (rows, columns, C).
+
+    Blocks of a size that the network does not know, or not square, are seen at a scale at which it knows them.
     """
-    rows, columns = area.lines()
-    cells, tolerance = block_values(pixels, area)
     sides = np.array([area.block_width, area.block_height])
-    working = round(float(sides.mean()))
-    working = working if SIZE_RANGE[0] <= working <= SIZE_RANGE[1] else WORKING_SIZE
+    working = working_side(float(sides.mean()))
     scale = working / sides
     # a grid that begins outside of the area: its first blocks are completed, with pixels that are known
     before_area = [s - p if np.rint(p) > 0 else 0.0 for s, p in zip(sides, (area.phase_x, area.phase_y))]
-    filled = pixels.copy()
-    filled[area.box()] = spread_between(cells.round(), rows, columns)
     pad = ceil(max(0, before_area[0] - area.x, before_area[1] - area.y))
-    filled = np.pad(filled, ((pad, 0), (pad, 0), (0, 0)), "edge")
     start = np.array([area.x - before_area[0] + pad, area.y - before_area[1] + pad])
     length = np.array([area.width + before_area[0], area.height + before_area[1]])
-    total = np.array(filled.shape[1::-1])
+    total = np.array(pixels.shape[1::-1]) + pad
     extent = np.maximum(2, np.rint(length * scale).astype(int))
     before = np.minimum(CONTEXT, (start * scale).astype(int))
     after = np.minimum(CONTEXT, ((total - start - length) * scale).astype(int))
-    box = (*(start - before / scale), *np.minimum(start + length + after / scale, total))
-    inputs = np.stack([_resize(channel, before + extent + after, box) for channel in np.moveaxis(filled, 2, 0)])[
-        :, None
-    ]
-    inside = (slice(None), 0, slice(before[1], before[1] + extent[1]), slice(before[0], before[0] + extent[0]))
-    known = np.ones(inputs.shape, dtype=bool)
-    known[inside] = False
-    at = [np.minimum(np.arange(n) // working, count - 1) for n, count in zip(extent, cells.shape[1::-1])]
-    inputs[inside] = np.moveaxis(np.floor(cells)[np.ix_(at[1], at[0])], 2, 0)  # as the challenge pixelates
-    tensors = torch.from_numpy(inputs.astype(np.uint8)).to(device), torch.from_numpy(known).to(device)
-    together = len(inputs) if inputs[0].size <= AT_ONCE else 1
-    parts = [[t[i : i + together] for t in tensors] for i in range(0, len(inputs), together)]
-    restored = torch.cat([restore_float(predict, *part, precision) for part in parts]).cpu().numpy()[:, 0] * 255
+    around = (*np.maximum(start - before / scale, 0), *np.minimum(start + length + after / scale, total))
+    known = np.ones((pixels.shape[2], 1, *(before + extent + after)[::-1]), dtype=bool)
+    hidden = (slice(None), 0, slice(before[1], before[1] + extent[1]), slice(before[0], before[0] + extent[0]))
+    known[hidden] = False
     offset = [before[i] + before_area[i] * scale[i] for i in (0, 1)]
-    ends = [before[i] + extent[i] for i in (0, 1)]
-    restored = [_resize(channel, (area.width, area.height), (*offset, *ends)) for channel in restored]
+    view = View(None, known, around, (*offset, *(before + extent)), pad)
+    filled = pixels.copy()
+    filled[area.box()] = spread_between(cells.round(), *area.lines())
+    inputs = view.of(filled)
+    at = [np.minimum(np.arange(n) // working, count - 1) for n, count in zip(extent, cells.shape[1::-1])]
+    inputs[hidden] = np.moveaxis(np.floor(cells)[np.ix_(at[1], at[0])], 2, 0)  # as the challenge pixelates
+    return view._replace(inputs=inputs)
+
+
+def working_side(side):
+    """The side, in whole pixels, at which blocks of a side in pixels are restored."""
+    return round(side) if SIZE_RANGE[0] <= round(side) <= SIZE_RANGE[1] else WORKING_SIZE
+
+
+def restore_area(predict, pixels, area, device, precision):
+    """The photo, (H, W, C) uint8, with one Area restored; each channel keeps the values of its blocks, as well as the
+    file has kept them."""
+    cells, tolerance = block_values(pixels, area)
+    view = view_area(pixels, area, cells)
+    tensors = torch.from_numpy(view.inputs.astype(np.uint8)).to(device), torch.from_numpy(view.known).to(device)
+    together = len(view.inputs) if view.inputs[0].size <= AT_ONCE else 1
+    parts = [[t[i : i + together] for t in tensors] for i in range(0, len(view.inputs), together)]
+    restored = torch.cat([restore_float(predict, *part, precision) for part in parts]).cpu().numpy()[:, 0] * 255
+    restored = [_resize(channel, (area.width, area.height), view.inside) for channel in restored]
     if area.average == "center":
         smooth = [_resize(channel, (area.width, area.height), None) for channel in np.moveaxis(cells, 2, 0)]
         restored = [(1 - SMOOTH) * a + SMOOTH * b for a, b in zip(restored, smooth)]

@@ -156,7 +156,7 @@ def draw_areas(rng, pixels, count, skew=1.0):
         if x + extent[0] > width or y + extent[1] > height:
             continue
         phases = (0.0, 0.0) if rng.random() < 0.6 else (float(-x % side), float(-y % side))
-        area = Area(x, y, *extent, float(side), float(side), *phases, AVERAGES[int(rng.choice(3, p=(0.5, 0.3, 0.2)))])
+        area = Area(x, y, *extent, float(side), float(side), *phases, draw_average(rng))
         if not any(area.overlap(other) for other in areas):
             before = pixels[area.box()].copy()
             pixelate_area(pixels, area)
@@ -165,6 +165,11 @@ def draw_areas(rng, pixels, count, skew=1.0):
             else:
                 pixels[area.box()] = before
     return areas
+
+
+def draw_average(rng):
+    """One of AVERAGES."""
+    return AVERAGES[int(rng.choice(3, p=(0.5, 0.3, 0.2)))]
 
 
 def is_visible(before, after, side):
@@ -220,12 +225,12 @@ class Mosaics(Dataset):
         self.cache, self.indices, self.seed = cache, indices, seed
         self.names = [cache.names[index] for index in indices]
 
-    def source(self, rng, photo, side):
-        """A piece of a photo as (side, side, 3) uint8, at a random scale; now and then a drawn image."""
+    def source(self, rng, photo, side, cut=(0.5, 2)):
+        """A piece of a photo, cut[0] to cut[1] times `side`, as (side, side, 3) uint8; now and then a drawn image."""
         if rng.random() < 0.03:
             return synthetic_colour_image(self.seed, int(rng.integers(2**31)), side)
         height, width = photo.shape[:2]
-        cut = min(height, width, max(48, side * np.exp(rng.uniform(np.log(0.5), np.log(2)))))
+        cut = min(height, width, max(48, side * np.exp(rng.uniform(*np.log(cut)))))
         x, y = rng.random() * (width - cut), rng.random() * (height - cut)
         image = Image.fromarray(np.ascontiguousarray(np.broadcast_to(photo, (height, width, 3))))
         image = image.resize((side, side), Image.Resampling.BICUBIC, (x, y, x + cut, y + cut))
@@ -235,26 +240,43 @@ class Mosaics(Dataset):
         """(pixels, (side, side, 3) uint8; list of Area). file: a key of FORMATS, or None for any in between. skew: see
         `draw_areas`. mosaic False: the same picture before it was pixelated.
         """
-        scale = float(np.exp(rng.uniform(*np.log(SCALES)))) if file == "scaled JPEG 80" else 1.0
-        scale = float(np.exp(rng.uniform(*np.log(SCALES)))) if file is None and rng.random() < 0.4 else scale
+        scale = draw_scale(rng, file)
         first = -(-side // scale) if scale != 1 else side
         if count == 0 and rng.random() < 0.5:
             pixels = draw_distractor(rng, int(first)).copy()
         else:
             pixels = self.source(rng, photo, int(first)).copy()
-        if rng.random() < 0.3:  # photos have been JPEGs before
-            pixels = compress(pixels, int(rng.integers(20, 96)), int(rng.choice((0, 2)))).copy()
+        pixels = stored_before(rng, pixels)
         plain = pixels.copy()
         areas = draw_areas(rng, pixels, count, skew)
         pixels = pixels if mosaic else plain
         if scale != 1:
-            kind = Image.Resampling.BICUBIC if rng.random() < 0.5 else Image.Resampling.BILINEAR
-            pixels = np.asarray(Image.fromarray(pixels).resize((side, side), kind))
+            (pixels,) = resize(rng, side, pixels)
             areas = [area.scaled(side / first, side, side) for area in areas]
-        lossy = FORMATS[file] if file else (int(rng.integers(60, 101)), int(rng.choice((0, 2))))
-        if lossy and (file or rng.random() < 0.7):
-            pixels = compress(pixels, *lossy)
-        return pixels, areas
+        return store(rng, pixels, file), areas
+
+
+def draw_scale(rng, file):
+    """By how much a picture is scaled after it was pixelated; file: a key of FORMATS, or None for any in between."""
+    scale = float(np.exp(rng.uniform(*np.log(SCALES)))) if file == "scaled JPEG 80" else 1.0
+    return float(np.exp(rng.uniform(*np.log(SCALES)))) if file is None and rng.random() < 0.4 else scale
+
+
+def stored_before(rng, pixels):
+    """The pixels, maybe as they are after a JPEG: photos have been such before they are pixelated."""
+    return compress(pixels, int(rng.integers(20, 96)), int(rng.choice((0, 2)))).copy() if rng.random() < 0.3 else pixels
+
+
+def resize(rng, side, *pictures):
+    """Pictures, (H, W, 3) uint8, all scaled alike to this side."""
+    kind = Image.Resampling.BICUBIC if rng.random() < 0.5 else Image.Resampling.BILINEAR
+    return [np.asarray(Image.fromarray(pixels).resize((side, side), kind)) for pixels in pictures]
+
+
+def store(rng, pixels, file):
+    """The pixels as they are in such a file; file: as of draw_scale."""
+    lossy = FORMATS[file] if file else (int(rng.integers(60, 101)), int(rng.choice((0, 2))))
+    return compress(pixels, *lossy) if lossy and (file or rng.random() < 0.7) else pixels
 
 
 class MosaicCrops(Mosaics):

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 from tqdm import tqdm
 
 from datasets import to_8_bits
-from tasks import Action
+from tasks import Action, load_task
 from tasks.areas import SAME, exact_area, find_area, find_exact, parts_of, restore_area, square_area
-from tasks.evaluation import load_model, load_models
+from tasks.evaluation import chosen_model, load_model, load_models
 from tasks.finding import Finding
 from tasks.mosaics import Area, pixelate_area
 from tasks.outputs import check_outputs, made_here, sign
@@ -192,7 +192,9 @@ def depixelate(task, given, paths):
     suffixes = WRITTEN[2:] if config.preview else (*WRITTEN[:2], *sample_suffixes(config.samples))
     check_outputs([(base + suffix, "picture") for _, base in files for suffix in suffixes], [path for path, _ in files])
     with contextlib.redirect_stdout(sys.stderr if config.json else sys.stdout):
-        (model,), device, precision = load_models(task, given, [])
+        restorer = load_task("files").like(config, given)
+        paths = [] if os.path.exists(restorer.shipped) else [chosen_model(task, given)]
+        (model,), device, precision = load_models(restorer, given, paths)
     finder = None if config.area else load_finder(config, device)
     search = partial(find_areas, finder, device=device, precision=precision)
     predict = model.predict if config.preview else refined(task, model.predict, device)

@@ -19,8 +19,8 @@ from PIL import Image
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from tasks.areas import restore_area  # noqa: E402
-from tasks.depixelation import Depixelation  # noqa: E402
 from tasks.evaluation import load_models  # noqa: E402
+from tasks.files import Files  # noqa: E402
 from tasks.finding import compare_areas  # noqa: E402
 from tasks.images import open_cache  # noqa: E402
 from tasks.mosaics import FORMATS, Area, MosaicPhotos, compress, pixelate_area  # noqa: E402
@@ -65,7 +65,7 @@ def measure(pictures, predict, finder, device, precision, sheet, sizes):
 
 
 def main(source, count=400, sheet=None, cache_dir=".cache"):
-    task = Depixelation(Depixelation.Config(views=1))
+    task = Files(Files.Config(views=1))
     (model,), device, precision = load_models(task, set(), [task.shipped])
     cache = open_cache(source, cache_dir, 0, 40, colour=True)
     pictures = MosaicPhotos(cache, range(len(cache)), int(count))
@@ -92,7 +92,7 @@ def main(source, count=400, sheet=None, cache_dir=".cache"):
 
 def time_large(source, cache_dir=".cache"):
     """Print for each photo the seconds that its areas take to be found in 12 megapixels, and whether they are."""
-    task = Depixelation(Depixelation.Config())
+    task = Files(Files.Config())
     _, device, precision = load_models(task, set(), [task.shipped])
     finder, cache = load_finder(task.config, device), open_cache(source, cache_dir, 0, 40, colour=True)
     areas = [Area(500, 400, 800, 600, 40.0, 40.0), Area(2000, 1500, 300, 200, 12.0, 12.0)]
