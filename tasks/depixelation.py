@@ -68,6 +68,9 @@ class DepixelationConfig(AdversarialConfig):
         path=True,
         may_change=True,
     )
+    teacher_share: float = key(
+        0.5, "how much of the loss the teacher's predictions are; 1: all of it", minimum=0.01, maximum=1
+    )
     views: int = key(
         8,
         "predictions to average, of the image flipped and transposed; 1 is fastest (ResidualUNet)",
@@ -229,8 +232,9 @@ class Depixelation(Adversarial):
             return self.deceive(parts, {"train_loss": loss}, predictions, truth, inputs, unknown), count
         with torch.no_grad(), network.autocast(inputs):  # in another symmetry: what is learned is the mean over them
             taught = self.teacher(inputs, **random_symmetry(self.teacher)).float()
-        distilled = distillation_loss(predictions, taught, truth, known_arrays)
-        return {"train_loss": loss + distilled, "own_loss": loss, "distillation_loss": distilled}, count
+        distilled, share = distillation_loss(predictions, taught, truth, known_arrays), self.config.teacher_share
+        mixed = 2 * ((1 - share) * loss + share * distilled)
+        return {"train_loss": mixed, "own_loss": loss, "distillation_loss": distilled}, count
 
     # ---------------------------------------------------------------------------------------------- measuring
 

@@ -44,6 +44,13 @@ def test_a_batch_is_taught_in_another_symmetry_without_changing_the_teacher(run,
     assert (
         count == 4 and set(losses) == {"train_loss", "own_loss", "distillation_loss"} and network.last.weight.grad.any()
     )
+    for share, parts in ((0.75, (0.5, 1.5)), (1, (0, 2))):
+        task.config.teacher_share = share
+        losses, _ = task.loss(
+            "network", {"network": Part(network, task.config, torch.float32, network)}, [images, known, images]
+        )
+        expected = parts[0] * losses["own_loss"] + parts[1] * losses["distillation_loss"]
+        assert torch.isclose(losses["train_loss"], expected)
     assert not any(p.requires_grad or p.grad is not None for p in task.teacher.parameters())
     saved = torch.load(path, weights_only=True)
     assert all(

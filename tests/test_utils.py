@@ -113,6 +113,7 @@ def test_config_file_has_every_key_and_the_defaults():
         ("workers", [-1, 1.5, 10**6]),
         ("init", [1, ""]),
         ("teacher", [1, ""]),
+        ("teacher_share", [0, 1.1, None]),
         ("model", [1]),
         ("views", [0, 9, None, 1.5]),
         ("adversarial", [-1, 1001, None]),
