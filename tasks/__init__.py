@@ -42,7 +42,7 @@ class Task:
     keeps_last = False  # whether the last averaged weights are kept, not those with the best score
     decimals = 3  # of the scores, as they are printed
     curves = ()  # columns of the log that --compare draws; none: the training loss and the scores
-    also_loads = ()  # other tasks whose models do this one, too
+    also_loads = ()  # other tasks whose models can do this one, too
     actions = {}  # name: Action; those that every task has are in main.py
     shipped = None  # models/NAME.pt that predicts as long as nothing was trained
 

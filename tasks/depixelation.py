@@ -69,7 +69,7 @@ class DepixelationConfig(AdversarialConfig):
         may_change=True,
     )
     teacher_share: float = key(
-        0.5, "how much of the loss the teacher's predictions are; 1: all of it", minimum=0.01, maximum=1
+        0.5, "how much of the loss, which is doubled, the teacher's predictions are; 1: all", minimum=0.01, maximum=1
     )
     views: int = key(
         8,
@@ -185,6 +185,7 @@ class Depixelation(Adversarial):
     refiner = os.path.join(ROOT, "models", "flow.pt")
     actions = challenge.ACTIONS | own_photos.ACTIONS
     collate = staticmethod(collate)
+    groups = GROUPS
     teacher = None  # the network that is learned from
 
     def example_input(self):
@@ -198,7 +199,7 @@ class Depixelation(Adversarial):
         if path:
             if self.config.adversarial or self.config.loss != "rmse":
                 raise UserError("teacher: teaches the score, so it goes with --loss rmse and without --adversarial")
-            task, device = Depixelation(DepixelationConfig()), choose_device(self.config.device)
+            task, device = type(self)(type(self).Config()), choose_device(self.config.device)
             self.teacher, _, checkpoint = load_network(task, path, set(), device, "--teacher")
             self.teacher.requires_grad_(False)
             self.inherited = training_record(checkpoint)
@@ -323,9 +324,13 @@ class Depixelation(Adversarial):
             "Points: 200 at BasicCNN's score on these images, 50 more below it (the course gives 100 instead below its "
             "AdvancedModel, whose score is not published). Places: scaled by IdentityModel's score, then and here."
         )
+        return self.report_errors(models, measured)
+
+    def report_errors(self, models, measured):
+        """Print and draw the errors of groups of images, and how real they look; returns the pictures' paths."""
         names, errors = [model.name for model in models], measured.figures["score"]
         width = max(map(len, names))
-        for group, (column, ranges, unit) in GROUPS.items():
+        for group, (column, ranges, unit) in self.groups.items():
             values = measured.details[:, column]
             members = [(low <= values) & (values <= high) for low, high in ranges]
             print(f"\n{group:{width}} " + " ".join(f"{low}-{high}".rjust(8) for low, high in ranges) + f"  {unit}")

@@ -107,7 +107,9 @@ def load_network(task, path, given, device, option="--model"):
     checkpoint = load_checkpoint(path, f"train one first with python main.py, or name one with {option} FILE")
     made_for = checkpoint["config"].get("task", "depixelation")
     if made_for not in (config.task, *task.also_loads):
-        raise UserError(f"{path}: is a model for --task {made_for}, not for {config.task}")
+        raise UserError(
+            f"{path}: is a model for --task {made_for}, not for {' or '.join((*task.also_loads, config.task))}"
+        )
     made = config_from_dict(type(config), checkpoint["config"], path)
     if "network" in given and config.network != made.network:
         raise UserError(f"network: {show(path)} is a {made.network}, not a {config.network}; leave --network out")

@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from tasks import Task
+from tasks import Task, own_photos
 from tasks.areas import CONTEXT, block_values, view_area, working_side
 from tasks.depixelation import Depixelation, DepixelationConfig
+from tasks.evaluation import plot_columns
 from tasks.images import held_out_digests, image_source, images_with_truth
 from tasks.mosaics import (
     SIDES,
@@ -26,23 +27,28 @@ from tasks.mosaics import (
     store,
     stored_before,
 )
+from tasks.refining import with_refiner
 from utils import ROOT, inherited, key
 
 SIDE = 400  # pixels a side of a picture, at most, out of which an area is taken
 EXTENTS = (32, 48, 64)  # of areas with whole blocks, at the scale at which they are restored; up to STEP pixels less
 STEP = 8  # so that all have windows of a few sides, and a batch is restored in few groups
 BLOCKS = 2.5  # a side, at least
-CUT = (0.5, 1.4)  # side of the piece of a photo that a picture is made of, in the picture's
+CUT = (0.5, 1.4)  # side of the piece of a photo that a picture is made of, as a multiple of the picture's
+GROUPS = {  # as depixelation's
+    "block size": (0, ((4, 6), (7, 9), (10, 12), (13, 16)), "pixels, at the network's scale"),
+    "rectangle": (1, ((16, 1024), (1025, 2304), (2305, 10000)), "area in pixels, at that scale"),
+}
 ATTEMPTS = 6  # at an area that can be seen
 CANVAS = 128  # pixels a side of a sample, more than any View of such areas has
 
 
 @dataclass
 class FilesConfig(DepixelationConfig):
-    """The keys of files."""
+    """The keys of files: all of depixelation, whose models it loads, and its own."""
 
     task: str = inherited("task", "files")
-    name: str = inherited("name", "files")
+    name: str = inherited("name", "restorer")
     network_options: dict = inherited("network_options", {"margin": 16})
     batch_size: int = inherited("batch_size", 32)
     synthetic_images: int = inherited("synthetic_images", 2000)
@@ -65,8 +71,8 @@ class FileAreas(Mosaics):
 
     def __getitem__(self, key):
         epoch, i = key if self.crops else (0, key)
-        i = i % self.distinct if self.distinct else i
-        rng = np.random.default_rng((self.seed, 8 if self.crops else 9, 0 if self.distinct else epoch, i))
+        epoch, i = (0, i % self.distinct) if self.distinct else (epoch, i)
+        rng = np.random.default_rng((self.seed, 8 if self.crops else 9, epoch, i))
         index = self.indices[(epoch * self.count + i) % len(self.indices)]
         photo = self.cache[index]
         for attempt in itertools.count():
@@ -111,19 +117,22 @@ class FileAreas(Mosaics):
 
 
 class Files(Depixelation):
-    """As depixelation, of areas in files of any kind: models of both tasks can be compared on the images of either."""
+    """As depixelation, of areas in files of any kind, on which models of both tasks can be compared."""
 
     Config = FilesConfig
     summary = "restore pixelated areas of photos of any kind, for --depixelate"
     also_loads = ("depixelation",)
-    actions = {}
+    groups = GROUPS
+    actions = own_photos.ACTIONS
     shipped = os.path.join(ROOT, "models", "files.pt")
     batches = Task.batches
 
     @classmethod
     def like(cls, config, given):
         """The task with what a DepixelationConfig says of restoring. given: the keys that were named as options."""
-        names = {field.name for field in fields(config)} - ({"task", "name", "network_options"} - given)
+        names = {field.name for field in fields(config)} - {"task"}
+        if "name" not in given and config.name == type(config).name:  # so it names no run
+            names.remove("name")
         return cls(FilesConfig(**{name: getattr(config, name) for name in names}))
 
     def prepare(self):
@@ -134,13 +143,22 @@ class Files(Depixelation):
         self.validation_set = FileAreas(cache, validation_indices, 0, config.pictures, crops=False)
 
     def count_images(self):
-        return len(self.training_set.indices)
+        return min(len(self.training_set.indices), self.config.max_images or self.config.crops)
 
     def evaluation_set(self, given, models):
-        cache, indices, source = images_with_truth(self.config, given, models, colour=True)
+        cache, indices, source = images_with_truth(self.config, given, with_refiner(self, models), colour=True)
         count = self.config.pictures
         words = f"{count:,} areas of {source}; score: mean RMSE at the network's scale, in grey levels of 255"
         return FileAreas(cache, indices, 0, count, crops=False), words
+
+    def columns(self, models, measured):
+        return {}
+
+    def report(self, models, measured):
+        return self.report_errors(models, measured)
+
+    def plot_log(self, rows, path):
+        plot_columns(rows, (("train_loss", "training loss"), ("score", "score, grey levels of 255")), path)
 
 
 TASK = Files

@@ -108,8 +108,8 @@ def find_cells(cells, threshold):
 
 
 def cut(cells):
-    """A region's Cells, cut along each line that those on both sides of it see as their edge, or else where its outline
-    has a step: areas that touch."""
+    """A region's Cells, cut where areas touch: along lines that those on both sides of them see as their edge, or else
+    where the sizes of blocks differ, or else where its outline has a step."""
     best, parts = VOTES, None
     for axis in (0, 1):
         middles, (first, last) = cells.middles[axis], cells.edges(axis)

@@ -218,7 +218,7 @@ def draw_distractor(rng, side):
 class Mosaics(Dataset):
     """Pictures with known pixelated areas, made of a cache of photos in colour (see datasets.CachedCrops).
 
-    `make(rng, photo, kind)` is what both kinds of datasets share.
+    `source` and `make` are what kinds of datasets share.
     """
 
     def __init__(self, cache, indices, seed):

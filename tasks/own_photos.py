@@ -193,11 +193,12 @@ def depixelate(task, given, paths):
     check_outputs([(base + suffix, "picture") for _, base in files for suffix in suffixes], [path for path, _ in files])
     with contextlib.redirect_stdout(sys.stderr if config.json else sys.stdout):
         restorer = load_task("files").like(config, given)
-        paths = [] if os.path.exists(restorer.shipped) else [chosen_model(task, given)]
+        there = config.network in task.baselines() or os.path.exists(chosen_model(restorer, given))
+        paths = [] if there else [chosen_model(task, given)]
         (model,), device, precision = load_models(restorer, given, paths)
     finder = None if config.area else load_finder(config, device)
     search = partial(find_areas, finder, device=device, precision=precision)
-    predict = model.predict if config.preview else refined(task, model.predict, device)
+    predict = model.predict if config.preview else refined(restorer, model.predict, device)
     predictors = [predict, *(predict.samples(config.samples) if config.samples and not config.preview else ())]
     restores = [partial(restore_area, p, device=device, precision=precision) for p in predictors]
     failed = skipped = 0

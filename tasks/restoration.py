@@ -113,9 +113,10 @@ def plot_samples(pixelated_images, known_arrays, predictions, images, path, note
 def plot_errors(errors, geometry, names, path):
     """Score by block size and by area as a PNG, a line per model. errors, geometry: as from errors_per_image."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
+    areas = [16, 64, 128, 192, 256, 384, 512, 640, 768, 1025, 1600, 2304, 3200, 10000]  # the challenge's are below 1025
     panels = (
         ("block size in pixels", geometry[:, 0], np.arange(4, 18)),
-        ("area of the rectangle in pixels", geometry[:, 1], [16, 64, 128, 192, 256, 384, 512, 640, 768, 1025]),
+        ("area of the rectangle in pixels", geometry[:, 1], areas),
     )
     for axes, (label, column, edges) in zip(figure.subplots(1, 2, sharey=True), panels):
         members = [(low <= column) & (column < high) for low, high in itertools.pairwise(edges)]

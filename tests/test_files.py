@@ -36,6 +36,8 @@ def test_samples_are_areas_in_the_form_of_the_challenge():
     again, later = areas[0, 5], areas[1, 5]
     assert all(np.array_equal(a, b) for a, b in zip(again, samples[5]))
     assert not np.array_equal(later[0], again[0])
+    few = FileAreas(Photos(), range(3), 0, 40, distinct=2)
+    assert np.array_equal(few[0, 1][0], few[4, 7][0]) and np.array_equal(few[0, 1][0], areas[0, 1][0])
     fixed = FileAreas(Photos(), range(3), 0, 4, crops=False)
     assert np.array_equal(fixed[2][0], fixed[2][0]) and not np.array_equal(fixed[2][0], areas[0, 2][0])
 
@@ -56,5 +58,9 @@ def test_runs_resume_exactly_and_compare_with_models_of_the_challenge(run, tmp_p
     models = [tmp_path / "models" / f"{name}.pt" for name in ("whole", "photos")]
     assert run(*SMALL, "--evaluate", *models) == 0
     printed = capsys.readouterr().out
-    assert "areas of drawn images" in printed and "paired by sample" in printed and "photos.pt" in printed
+    assert "8 areas of" in printed and "drawn images" in printed and "paired by sample" in printed and "photos.pt" in printed
+    assert "points" not in printed and "1025-2304" in printed
     refused(run("--evaluate", models[0]), "whole.pt", "--task files")
+    for teacher in models:
+        assert run(*SMALL, "--name", "taught", "--epochs", "1", "--teacher", teacher) == 0
+        assert log(tmp_path, "taught")[0]["distillation_loss"] > 0

@@ -88,7 +88,7 @@ def test_files(tmp_path, capsys):
     names = ("colour.png", "turned.jpg", "gray.png", "clear.png")
     assert entry.main(["--pixelate", *(str(tmp_path / name) for name in names), "--block_size", "10"]) == 0
     made = [tmp_path / f"{name.partition('.')[0]}_pixelated.png" for name in names]
-    assert entry.main(["--depixelate", *map(str, made), "--views", "1"]) == 0
+    assert entry.main(["--task", "depixelation", "--depixelate", *map(str, made), "--views", "1"]) == 0
     for path, mode, size in zip(made, ("RGB", "RGB", "L", "RGBA"), ((160, 120), (120, 160), (160, 120), (160, 120))):
         with Image.open(path) as before, Image.open(f"{str(path)[:-4]}_depixelated.png") as after:
             assert before.mode == after.mode == mode and before.size == after.size == size
