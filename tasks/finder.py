@@ -31,6 +31,7 @@ DOUBLE = 0.3  # intersection over union of two areas that are the same one
 VOTES = 0.25  # share of the cells on either side of a line that see an edge there, if areas touch
 DIFFER = 2.25  # standard deviations by which the logarithms of blocks' sizes differ in areas that touch
 OCTAVES = 0.2  # at least
+STEADY = 0.05  # added to these deviations, so that steady sizes do not make small differences large
 PART = 4  # cells; a smaller part of a region is none
 CERTAIN = 0.72  # times the sensitivity: how far the confidence may be from 1
 SURE = 0.6  # probability from which on the way of averaging is told
@@ -148,7 +149,7 @@ def _by_size(cells):
         first, second = sums[:-1] / n, (sums[-1] - sums[:-1]) / n[::-1]
         within = (squares[-1] - n * first**2 - n[::-1] * second**2).clip(0) / len(values)
         apart = np.abs(first - second)
-        score = apart / np.sqrt(within + 0.05**2)
+        score = apart / np.sqrt(within + STEADY**2)
         score[(apart < OCTAVES) | (at[1:] == at[:-1]) | (n < PART) | (n[::-1] < PART)] = 0
         if len(score) and score.max() > best:
             best, line = score.max(), at[score.argmax()]

@@ -46,7 +46,7 @@ def refined(task, predict, device):
     checkpoint = load_checkpoint(
         path, "train a model for --realism with --adversarial, or name one with --refiner FILE"
     )
-    if checkpoint["config"].get("task") == "flow" and config.task in ("depixelation", "files"):
+    if checkpoint["config"].get("task") == "flow" and isinstance(task, load_task("depixelation")):
         flow = load_task("flow")
         network, _, _ = load_network(flow(flow.Config()), path, set(), device)
         return Refined(predict, network.sample, config.realism, drawn=True)
