@@ -432,7 +432,9 @@ class CachedPixelationDataset(RandomImagePixelationDataset):
             order = rng.permutation(len(self))
             if self.distinct < len(self):
                 first = np.random.default_rng(self.seed)
-                widths, heights = (first.integers(*bounds, self.distinct) for bounds in (WIDTH_RANGE, HEIGHT_RANGE))
+                widths, heights = (
+                    first.integers(*bounds, self.distinct, endpoint=True) for bounds in (WIDTH_RANGE, HEIGHT_RANGE)
+                )
                 epoch, order = 0, order % self.distinct
             if window_side:
                 order = order[np.lexsort([window_side(extent[order]) for extent in (widths, heights)])]

@@ -277,10 +277,11 @@ DESCRIPTION = """\
 
 Without an action it trains: it reads the configuration, then the options, prepares the images (once), trains, and after
 each epoch writes, below output_dir,
-  models/NAME.pt            the best model so far (EMA weights and config)
-  models/NAME.json          its config, for --config
   models/NAME.last.pt       the full state of the run, for --resume
-  losses/NAME.csv, .png     the log, a line an epoch, and its curve
+  losses/NAME.csv, .png     the log, a line per epoch, and its curve
+and, if the epoch is the best so far,
+  models/NAME.pt            the model (EMA weights and config)
+  models/NAME.json          its config, for --config
   losses/NAME_samples.png   examples from the validation images
 
 tasks (python main.py --task NAME --help shows the commands and keys of each):
@@ -289,14 +290,15 @@ tasks (python main.py --task NAME --help shows the commands and keys of each):
 EPILOG = """\
 examples:
   python main.py --max_minutes 5                                        a first model, without any data
-  python main.py --images training.zip --max_minutes 30 --name photos   train on the course's photos
-  python main.py --resume --name photos                                 go on after an interruption
-  python main.py --predict --name photos --test_set test_set.pkl        write the challenge file
+  python main.py --images training.zip --max_minutes 37 --name mine     train on the course's photos
+  python main.py --resume --name mine                                   go on after an interruption
+  python main.py --predict --name mine --test_set test_set.pkl          write the challenge file
   python main.py --evaluate models/photos.pt models/small.pt --images training.zip   compare models
   python main.py --images training.zip --init models/photos.pt --name more   start from a model's weights
 
 exit status: 0 done; 1 some photos were not restored (a line each says why);
-2 a mistake in the options or files (one line says which); 130 interrupted, the state is saved"""
+2 a mistake in the options or files (one line says which); 130 or 143
+interrupted, the state is saved"""
 
 
 def read_command_line(arguments):
@@ -311,7 +313,7 @@ def read_command_line(arguments):
     if path is not None:
         values = read_config_file(path)
     name = first.task or str((values or {}).get("task", "depixelation"))
-    task_type = load_task(name)
+    task_type = load_task(name, path if path and not first.task else "command line")
     if values is not None and values.get("task", "depixelation") != name:
         raise UserError(f"{path}: is a configuration for --task {values.get('task', 'depixelation')}, not for {name}")
     tasks = "\n".join(f"  {name:<18}{load_task(name).summary}" for name in task_names())
@@ -352,7 +354,7 @@ def main(arguments=None):
 
 def run_command(arguments):
     """The exit status of what the command line asks for."""
-    processes = Processes()
+    processes, training = Processes(), False
     terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, leaving nothing behind
     try:
         keep_freed_memory()
@@ -362,6 +364,7 @@ def run_command(arguments):
             if processes.count > 1:
                 raise UserError("command line: only training runs in several processes; start this with python")
             return action.run(task, given, operands)
+        training = True
         ends = given & {"epochs", "max_minutes"}
         if len(ends) == 1:  # an option for one end of the training replaces the other one of the file or the saved run
             other = "epochs" if ends == {"max_minutes"} else "max_minutes"
@@ -379,7 +382,7 @@ def run_command(arguments):
     except (MemoryError, RuntimeError) as error:
         if not shortage(error):
             raise
-        print(f"main.py: error: {shortage(error)}", file=sys.stderr)
+        print(f"main.py: error: {shortage(error, training)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"main.py: error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)

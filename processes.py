@@ -224,13 +224,15 @@ def lasting_output():
                 os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def shortage(error):
+def shortage(error, training=False):
     """What to tell the user of a lack of memory, or of a process that was ended for it; None for any other error."""
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError):
-        return "batch_size: the GPU's memory is used up; try a smaller --batch_size"
-    if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
-        return "batch_size: the memory is used up; try a smaller --batch_size"
+    on_gpu = isinstance(error, torch.OutOfMemoryError)
+    if on_gpu or isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+        memory = "the GPU's memory" if on_gpu else "the memory"
+        if training:
+            return f"batch_size: {memory} is used up; try a smaller --batch_size"
+        return f"{memory} is used up; try a smaller picture, or close other programs"
     if isinstance(error, BrokenExecutor) or "DataLoader worker" in text:
         return (
             "workers: a process that prepares images was ended, maybe for want of memory; close other programs, "

@@ -86,14 +86,14 @@ class Config:
     )
     network: str = key("", "the architecture")
     network_options: dict = key(
-        {}, 'keyword arguments of the architecture, as JSON: {"channels": [32, 64, 128]}', check=_small_numbers
+        {}, 'keyword arguments of the architecture, as JSON, such as {"margin": 16}', check=_small_numbers
     )
     epochs: int | None = key(
-        None, "train for so many passes; given alone it lifts max_minutes", minimum=1, maximum=10**9, may_change=True
+        None, "passes to train for; given alone it lifts max_minutes", minimum=1, maximum=10**9, may_change=True
     )
     max_minutes: float | None = key(
         15.0,
-        "train for so long, preparing the images not counted; with epochs, whichever comes first",
+        "minutes to train, without preparing the images; with epochs, whichever comes first",
         above=0,
         maximum=10**6,
         may_change=True,
@@ -115,13 +115,13 @@ class Config:
     synthetic_images: int = key(10000, 'how many images the source "synthetic" has', minimum=2, maximum=10**8)
     max_images: int | None = key(
         None,
-        "train on the first so many samples only, always the same: 2, say, to see whether the chain learns",
+        "train on this many samples only, always the same; 2, say, to check that the pipeline learns",
         minimum=1,
     )
     validation_fraction: float = key(
         0.06, "share of the images that is held out, in whole folders", above=0, maximum=0.5
     )
-    patience: int | None = key(None, "stop after so many epochs without a better score", minimum=1, may_change=True)
+    patience: int | None = key(None, "stop after this many epochs without a better score", minimum=1, may_change=True)
     seed: int = key(0, "decides everything random", minimum=0, maximum=2**32 - 1)
     device: str = key(
         "auto",
@@ -149,7 +149,7 @@ class Config:
     init: str | None = key(None, "a models/NAME.pt to start from", path=True)
     model: str | None = key(
         None,
-        "the model file to predict with; none: models/NAME.pt, or as long as there is none the one shipped",
+        "the model file to predict with; none: models/NAME.pt, or, if there is none, the shipped one",
         path=True,
         command=True,
     )

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import default_collate
 
 from datasets import epochs
-from tasks.evaluation import load_weights
+from tasks.evaluation import check_task, load_weights
 from utils import Config, UserError, digest
 
 MAX_PARAMETERS = 10**9
@@ -51,6 +51,7 @@ class Task:
         self.training_set = self.validation_set = None
         self.held_out = torch.empty(0, dtype=torch.int64)  # images.held_out_digests, where a task can tell
         self.inherited = []  # evaluation.training_record of other models that this one learns from
+        self.sources = {}  # {key: outputs.file_digest} of the models' files that each step of training needs
 
     # ---------------------------------------------------------------------------------------------- what is trained
 
@@ -68,9 +69,13 @@ class Task:
             with torch.device("meta"):  # without memory: options may come from a file of others
                 if sum(p.numel() for p in self.networks[name](**options).parameters()) > MAX_PARAMETERS:
                     raise ValueError(f"over {MAX_PARAMETERS:,} parameters")
-            network = self.networks[name](**options)
+            network, example = self.networks[name](**options), self.example_input()
             with torch.inference_mode():
-                network.eval()(self.example_input())
+                shape = network.eval()(example).shape
+                with torch.random.fork_rng([], enabled=bool(options)):
+                    usual = self.networks[name]().eval()(example).shape if options else shape
+            if shape != usual:
+                raise ValueError(f"its output would be {tuple(shape)}, not {tuple(usual)}")
             return network.train()
         except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError, ArithmeticError) as error:
             reason = str(error).partition("\n")[0]
@@ -78,6 +83,7 @@ class Task:
 
     def load_weights(self, network, checkpoint, path):
         """Start the first part from another model's file, --init. Raises UserError."""
+        check_task(self, checkpoint, path)
         load_weights(network, checkpoint, path)
 
     def loss(self, part, parts, batch):

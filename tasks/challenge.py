@@ -137,7 +137,7 @@ def make_test_set(task, given, paths):
     test_set, target_file = os.path.join(folder, "test_set.pkl"), os.path.join(folder, "targets.bin")
     check_outputs([(test_set, "test set"), (target_file, test_set)], [config.images])
     models = []
-    for path in (config.file("models", ".pt"), task.shipped):
+    for path in dict.fromkeys((chosen_model(task, given), config.file("models", ".pt"), task.shipped)):
         if os.path.exists(path):
             saved = load_checkpoint(path, "name a folder without it")
             made = config_from_dict(type(config), saved["config"], path)

@@ -60,23 +60,23 @@ class ClassificationConfig(DigitsConfig):
 
 
 def augment(images, labels):
-    """Random views of images, (N, 1, 28, 28) float in [0, 1], for training; torch's global generator draws them.
+    """Random views of images, (N, 1, 28, 28) float in [0, 1], for training; the CPU's global generator draws them.
 
     labels: "digits" are turned, slanted, scaled and shifted; "clothes", whose mirror images are clothes too, are
     mirrored and shifted. Then a square of 8 pixels (digits: 4) of each is hidden (cutout, DeVries & Taylor 2017).
     """
-    n, device = len(images), images.device
+    n = len(images)
     if labels == "clothes":
-        matrices, hidden = random_matrices(n, 0, 0, 0, 2, device=device), 8
+        matrices, hidden = random_matrices(n, 0, 0, 0, 2), 8
         matrices[:, :, 2] = (matrices[:, :, 2] * SIDE / 2).round() * 2 / SIDE  # whole pixels: nothing is blurred
-        matrices[:, 0] *= torch.randint(2, (n, 1), device=device) * 2 - 1
+        matrices[:, 0] *= torch.randint(2, (n, 1)) * 2 - 1
     else:
-        matrices, hidden = random_matrices(n, 7, 0.1, 0.08, 2, device=device), 4
-    images = warp(images, matrices, None, SIDE)
-    position = torch.arange(SIDE, device=device)
-    start = torch.randint(1 - hidden, SIDE, (2, n, 1), device=device)
+        matrices, hidden = random_matrices(n, 7, 0.1, 0.08, 2), 4
+    images = warp(images, matrices.to(images.device), None, SIDE)
+    position = torch.arange(SIDE)
+    start = torch.randint(1 - hidden, SIDE, (2, n, 1))
     rows, columns = (start <= position) & (position < start + hidden)  # (N, 28) each
-    return images.masked_fill((rows[:, :, None] & columns[:, None])[:, None], 0)
+    return images.masked_fill((rows[:, :, None] & columns[:, None])[:, None].to(images.device), 0)
 
 
 SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # rows and columns

@@ -63,11 +63,15 @@ class Denoising(DigitsTask):
     # ---------------------------------------------------------------------------------------------- measuring
 
     def baselines(self):
-        mean = self.config.noise_level * NOISE[self.config.noise][0]
+        config = self.config  # whose noise may be another one by the time that these are called
+
+        def centred(noisy):
+            return noisy - config.noise_level * NOISE[config.noise][0]
+
         return {
             "noisy image": lambda noisy: noisy,
-            "minus mean": lambda noisy: noisy - mean,
-            "3x3 median": lambda noisy: median(noisy - mean),
+            "minus mean": centred,
+            "3x3 median": lambda noisy: median(centred(noisy)),
         }
 
     def evaluation_set(self, given, models):

@@ -19,6 +19,7 @@ from tasks.adversarial import Adversarial, AdversarialConfig
 from tasks.evaluation import Measurement, Model, load_model, load_network, mean_of, training_record
 from tasks.images import held_out_digests, image_source, images_with_truth
 from tasks.mosaics import AVERAGES, GRIDS
+from tasks.outputs import file_digest
 from tasks.realism import plot_tradeoff, print_realism
 from tasks.refining import Refined, plot_possible, with_refined, with_refiner
 from tasks.restoration import (
@@ -69,7 +70,7 @@ class DepixelationConfig(AdversarialConfig):
         may_change=True,
     )
     teacher_share: float = key(
-        0.5, "how much of the loss, which is doubled, the teacher's predictions are; 1: all", minimum=0.01, maximum=1
+        0.5, "the teacher's share of the loss, which is doubled; 1: all", minimum=0.01, maximum=1
     )
     views: int = key(
         8,
@@ -80,7 +81,7 @@ class DepixelationConfig(AdversarialConfig):
     )
     samples: int | None = key(
         None,
-        "with --predict and --depixelate: draw so many possible originals, and how far they differ",
+        "with --predict, --depixelate and --realism: draw this many possible originals, and how far they differ",
         minimum=2,
         maximum=100,
         command=True,
@@ -89,13 +90,17 @@ class DepixelationConfig(AdversarialConfig):
     submission: str = key("submission.bin", "the challenge file that --predict writes", path=True, command=True)
     area: list | None = key(
         None,
-        "x, y, width and height of an area of own photos, in pixels; may be given several times",
+        "x, y, width and height of an area of your photos, in pixels; may be given several times",
         argparse={"nargs": 4, "action": "append"},
         check=_area,
         command=True,
     )
     sensitivity: float = key(
-        0.5, "of --depixelate, 0 to 1: more finds more, wrongly too", minimum=0.01, maximum=0.99, command=True
+        0.5,
+        "of --depixelate, 0 to 1: higher finds more areas, false ones too",
+        minimum=0.01,
+        maximum=0.99,
+        command=True,
     )
     output: str | None = key(None, "the folder for photos that are written; none: beside each", path=True, command=True)
     overwrite: bool = key(False, "restore photos again that have a result", argparse=FLAG, command=True)
@@ -107,9 +112,11 @@ class DepixelationConfig(AdversarialConfig):
         None, "side of the blocks that --pixelate makes, in pixels", minimum=2, maximum=10**6, command=True
     )
     grid: str = key("rectangle", "where the blocks of --pixelate begin", choices=GRIDS, command=True)
-    average: str = key("srgb", "of which --pixelate makes a block's value", choices=AVERAGES, command=True)
+    average: str = key(
+        "srgb", "how --pixelate averages a block; center: its middle pixel", choices=AVERAGES, command=True
+    )
     quality: int | None = key(
-        None, "of a JPEG that --pixelate writes; none: a PNG", minimum=1, maximum=100, command=True
+        None, "JPEG quality for --pixelate; none: write a PNG", minimum=1, maximum=100, command=True
     )
 
 
@@ -202,7 +209,7 @@ class Depixelation(Adversarial):
             task, device = type(self)(type(self).Config()), choose_device(self.config.device)
             self.teacher, _, checkpoint = load_network(task, path, set(), device, "--teacher")
             self.teacher.requires_grad_(False)
-            self.inherited = training_record(checkpoint)
+            self.inherited, self.sources = training_record(checkpoint), {"teacher": file_digest(path)}
         return super().build_parts()
 
     def prepare(self):

@@ -206,7 +206,7 @@ def warp(images, matrices, bend, side):
     return F.grid_sample(images, places, align_corners=False)
 
 
-def random_matrices(count, turn, shear, scale, shift, generator=None, device=None):
+def random_matrices(count, turn, shear, scale, shift, generator=None):
     """Random affine maps for `warp`, (count, 2, 3).
 
     turn, shear, scale: deviations of the angle in degrees, of the slant, of the logarithm of width and height.
@@ -214,13 +214,13 @@ def random_matrices(count, turn, shear, scale, shift, generator=None, device=Non
     """
 
     def draw(*shape):
-        return torch.randn(count, *shape, generator=generator, device=device)
+        return torch.randn(count, *shape, generator=generator)
 
     angle, slant = turn * math.pi / 180 * draw(), shear * draw()
     width, height = torch.exp(-scale * draw(2)).T
     cos, sin = angle.cos(), angle.sin()
     rows = [width * cos, width * (slant * cos - sin), height * sin, height * (slant * sin + cos)]
-    shifts = (torch.rand(count, 2, 1, generator=generator, device=device) * 2 - 1) * shift * 2 / SIDE
+    shifts = (torch.rand(count, 2, 1, generator=generator) * 2 - 1) * shift * 2 / SIDE
     return torch.cat([torch.stack(rows, 1).view(count, 2, 2), shifts], 2)
 
 

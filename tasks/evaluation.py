@@ -3,6 +3,7 @@
 import csv
 import glob
 import io
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ def load_weights(network, checkpoint, path):
         deeper = all(isinstance(network.get_submodule(name.rsplit(".", 2)[0]), ResidualBlock) for name in new)
         wider = {name: _widened(own[name], old) if name in own else old for name, old in weights.items()}
         network.load_state_dict({**own, **wider} if deeper else wider)
-    except (RuntimeError, AttributeError, TypeError):
+    except (RuntimeError, AttributeError, IndexError, TypeError):
         made_by = checkpoint["config"].get("network") if isinstance(checkpoint["config"], dict) else None
         raise UserError(
             f"{path}: its weights (of {made_by}) do not fit {type(network).__name__} with these network_options; "
@@ -105,17 +106,21 @@ def load_network(task, path, given, device, option="--model"):
     """
     config = task.config
     checkpoint = load_checkpoint(path, f"train one first with python main.py, or name one with {option} FILE")
-    made_for = checkpoint["config"].get("task", "depixelation")
-    if made_for not in (config.task, *task.also_loads):
-        raise UserError(
-            f"{path}: is a model for --task {made_for}, not for {' or '.join((*task.also_loads, config.task))}"
-        )
+    check_task(task, checkpoint, path)
     made = config_from_dict(type(config), checkpoint["config"], path)
-    if "network" in given and config.network != made.network:
-        raise UserError(f"network: {show(path)} is a {made.network}, not a {config.network}; leave --network out")
+    for name in ("network", "network_options"):
+        if name in given and getattr(config, name) != getattr(made, name):
+            raise UserError(f"{name}: that of {show(path)} is {json.dumps(getattr(made, name))}; leave --{name} out")
     network = task.build_network(made.network, made.network_options)
     load_weights(network, checkpoint, path)
     return network.eval().to(device, memory_format=torch.channels_last), made, checkpoint
+
+
+def check_task(task, checkpoint, path):
+    """Refuse a model's file, by UserError, that was made for another task."""
+    made_for, known = checkpoint["config"].get("task", "depixelation"), (*task.also_loads, task.config.task)
+    if made_for not in known:
+        raise UserError(f"{path}: is a model for --task {made_for}, not for {' or '.join(known)}")
 
 
 def load_model(task, path, given, device):
@@ -136,7 +141,9 @@ def load_models(task, given, paths):
 
     Precision auto is that of the first model's validation, so that it predicts the same at each start.
     """
-    device = choose_device(task.config.device)
+    device, named = choose_device(task.config.device), task.config.model
+    if paths and "model" in given and paths != [named]:
+        raise UserError(f"model: {show(named)} is named beside {', '.join(map(show, paths))}; leave --model out")
     baseline = task.config.network in task.baselines() and not task.config.model
     paths = paths or [task.config.network if baseline else chosen_model(task, given)]
     models = [load_model(task, path, given, device) for path in paths]

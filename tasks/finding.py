@@ -37,7 +37,7 @@ class FindingConfig(Config):
     synthetic_images: int = inherited("synthetic_images", 2000)
     sensitivity: float = key(
         0.5,
-        "of finding areas, 0 to 1; more finds more, and more that is none",
+        "of finding areas, 0 to 1; higher finds more, false ones too",
         minimum=0.01,
         maximum=0.99,
         command=True,
@@ -118,7 +118,8 @@ class Finding(Task):
 
     def reference(self, row):
         return (
-            f"{row['found']:.1%} found, {row['false']:.3f} false areas a picture, sizes off by {row['size_error']:.1%}"
+            f"{row['found']:.1%} found, {row['false']:.3f} false areas per picture, "
+            f"sizes off by {row['size_error']:.1%}"
         )
 
     def evaluation_set(self, given, models):
@@ -152,7 +153,7 @@ class Finding(Task):
         columns = (
             ("train_loss", "training loss"),
             ("found", "share of areas found"),
-            ("false", "false areas a picture"),
+            ("false", "false areas per picture"),
         )
         plot_columns(rows, columns, path)
 

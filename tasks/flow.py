@@ -16,6 +16,7 @@ from architectures import BlockGrid, ResidualUNet, UNet, transform
 from processes import Processes
 from tasks.depixelation import Depixelation, DepixelationConfig, random_symmetry
 from tasks.evaluation import Model, load_network, plot_columns
+from tasks.outputs import file_digest
 from tasks.restoration import to_inputs
 from utils import Config, inherited, key
 
@@ -84,6 +85,7 @@ class FlowConfig(Config):
         "models/photos.pt",
         "the accurate model that the flow starts from; its weights are the flow's first ones",
         path=True,
+        may_change=True,
     )
     crop_scale: list = inherited("crop_scale", [0.7, 1.0], DepixelationConfig)
     views: int = inherited("views", 1, DepixelationConfig)
@@ -111,7 +113,7 @@ class Flow(Depixelation):
         return network.requires_grad_(False)
 
     def build_parts(self):
-        self.start = self.accurate()
+        self.start, self.sources = self.accurate(), {"init": file_digest(self.config.init)}
         return super().build_parts()
 
     def load_weights(self, network, checkpoint, path):

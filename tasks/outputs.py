@@ -51,19 +51,20 @@ def check_outputs(outputs, inputs=()):
     outputs: (path, kind) of each file to be written, kind as for `made_here`. inputs: paths of files and folders that
     are read (None and words that are no paths among them do no harm). Raises UserError.
     """
-    taken = set()
+    taken, sources = set(), {os.path.realpath(source) for source in filter(None, inputs)}
+    folders = [source + os.sep for source in sources if os.path.isdir(source)]
     for path, kind in outputs:
         real = os.path.realpath(path)
         if real in taken:
             raise UserError(f"{show(path)}: two files would be written under this name; choose another")
         taken.add(real)
-        for source in filter(None, inputs):
-            if real == os.path.realpath(source):
-                raise UserError(f"{show(path)}: would be read and replaced; give what is written another name")
-            if kind == "picture" and os.path.isdir(source) and real.startswith(os.path.realpath(source) + os.sep):
-                raise UserError(
-                    f"output_dir: {show(path)} would become one of the photos in {show(source)}; choose another folder"
-                )
+        if real in sources:
+            raise UserError(f"{show(path)}: would be read and replaced; give what is written another name")
+        within = next((folder for folder in folders if kind == "picture" and real.startswith(folder)), None)
+        if within:
+            raise UserError(
+                f"output_dir: {show(path)} would become one of the photos in {show(within)}; choose another folder"
+            )
         if os.path.isdir(real):
             raise UserError(f"{show(path)}: is a folder; name a file")
         if os.path.lexists(real) and not os.path.isfile(real):

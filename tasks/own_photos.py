@@ -7,6 +7,7 @@ import re
 import sys
 import time
 import warnings
+from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 from tqdm import tqdm
 
 from datasets import to_8_bits
+from processes import shortage
 from tasks import Action, load_task
 from tasks.areas import SAME, exact_area, find_area, find_exact, parts_of, restore_area, square_area
 from tasks.evaluation import chosen_model, load_model, load_models
@@ -121,7 +123,7 @@ def list_files(paths):
         if not os.path.isdir(path):
             found.append((path, os.path.basename(path)))
             continue
-        for folder, subfolders, files in os.walk(path):
+        for folder, subfolders, files in os.walk(path, onerror=_tell_unread):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             for name in sorted(files):
                 file = os.path.join(folder, name)
@@ -131,16 +133,26 @@ def list_files(paths):
     return list({os.path.realpath(file): (file, name) for file, name in found}.values())
 
 
-def result_base(path, relative, output):
-    """What the names of a photo's results begin with: its own without extension, unless another photo has that too."""
-    stem, extension = os.path.splitext(relative if output else path)
-    own = os.path.splitext(os.path.basename(path))
-    names = os.listdir(os.path.dirname(path) or ".") if os.path.isdir(os.path.dirname(path) or ".") else []
-    twin = any(
-        n != own[0] + own[1] and os.path.splitext(n)[0] == own[0] and n.lower().endswith(EXTENSIONS) for n in names
-    )
-    stem = f"{stem}_{extension[1:]}" if twin else stem
-    return os.path.join(output, stem) if output else stem
+def _tell_unread(error):
+    print(f"main.py: error: {show(error.filename)}: left out ({error.strerror})", file=sys.stderr)
+
+
+def result_bases(files, output):
+    """What the names of each photo's results begin with: its own without extension, unless another photo has that too.
+
+    files: as from list_files.
+    """
+    counts, bases = {}, []  # {folder: how many photos there bear each name without extension}
+    for path, relative in files:
+        folder, name = os.path.split(path)
+        if folder not in counts:
+            names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+            counts[folder] = Counter(os.path.splitext(n)[0] for n in names if n.lower().endswith(EXTENSIONS))
+        stem, extension = os.path.splitext(relative if output else path)
+        others = counts[folder][os.path.splitext(name)[0]] - name.lower().endswith(EXTENSIONS)
+        stem = f"{stem}_{extension[1:]}" if others > 0 else stem
+        bases.append(os.path.join(output, stem) if output else stem)
+    return bases
 
 
 def find_areas(finder, pixels, device, precision):
@@ -186,7 +198,8 @@ def depixelate(task, given, paths):
     Returns 1 where a photo could not be read or written, which does not end the work on the others.
     """
     config = task.config
-    files = [(path, result_base(path, relative, config.output)) for path, relative in list_files(paths)]
+    files = list_files(paths)
+    files = [(path, base) for (path, _), base in zip(files, result_bases(files, config.output))]
     if not files:
         raise UserError(f"{show(paths[0])}: has no photos (looked for {', '.join(EXTENSIONS)}, also in subfolders)")
     suffixes = WRITTEN[2:] if config.preview else (*WRITTEN[:2], *sample_suffixes(config.samples))
@@ -217,6 +230,11 @@ def depixelate(task, given, paths):
             failed += 1
             name = show(error.filename or base)
             tqdm.write(f"main.py: error: {name}: cannot be written ({error.strerror})", file=sys.stderr)
+        except (MemoryError, RuntimeError) as error:
+            if not shortage(error):
+                raise
+            failed += 1
+            tqdm.write(f"main.py: error: {show(path)}: {shortage(error)}", file=sys.stderr)
     if skipped or (failed and len(files) > 1):
         line = f"{failed} of {len(files)} photos failed, {skipped} have results, left as they are without --overwrite"
         print(line, file=sys.stderr if config.json else sys.stdout)
@@ -322,7 +340,7 @@ ACTIONS = {
         "+",
         "PHOTO|FOLDER",
         "find and restore the pixelated areas of photos of any size and colour; see also --area, --sensitivity, "
-        "--output, --overwrite, --preview, --json",
+        "--output, --overwrite, --preview, --json, --model, --realism, --samples",
         depixelate,
     ),
     "pixelate": Action(

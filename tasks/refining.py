@@ -71,7 +71,7 @@ def with_refiner(task, models):
     path = task.config.refiner or task.refiner
     checkpoint = load_checkpoint(path, "name another one with --refiner FILE")
     made = config_from_dict(
-        load_task(checkpoint["config"].get("task", "depixelation")).Config, checkpoint["config"], path
+        load_task(checkpoint["config"].get("task", "depixelation"), path).Config, checkpoint["config"], path
     )
     return models + [Model(show(path), None, made, record=training_record(checkpoint))]
 

@@ -111,7 +111,8 @@ def plot_samples(pixelated_images, known_arrays, predictions, images, path, note
 
 
 def plot_errors(errors, geometry, names, path):
-    """Score by block size and by area as a PNG, a line per model. errors, geometry: as from errors_per_image."""
+    """Score by block size and by area as a PNG, a line per model. errors: (models, N). geometry: (N, 2), block
+    size and area in pixels."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     areas = [16, 64, 128, 192, 256, 384, 512, 640, 768, 1025, 1600, 2304, 3200, 10000]  # the challenge's are below 1025
     panels = (

@@ -244,6 +244,7 @@ def save_run(config, task, run, parts, precision):
         "rng": rng_state(),
         "precision": str(precision)[6:],
         "images": task.fingerprint(),
+        "sources": task.sources,
     }
     save_checkpoint(state, config.file("models", ".last.pt"))
 
@@ -263,4 +264,9 @@ def restore_run(config, task, parts, state):
         raise UserError(f"{path}: holds no state of this program ({reason}); start a new run with --init") from None
     if state["images"] != task.fingerprint():
         raise UserError(f"images: {config.images} no longer holds the same photos; start a new run with --init")
+    before = state.get("sources", task.sources)  # earlier versions did not keep them
+    for name in before.keys() | task.sources.keys():
+        if before.get(name) != task.sources.get(name):
+            path = getattr(config, name)
+            raise UserError(f"{name}: {path} is not what the run began with; name that, or start a new run with --init")
     return run

@@ -15,6 +15,7 @@ import main as entry
 from architectures import ResidualCNN, SimpleCNN
 from tasks import digits
 from tasks.classification import NAMES, Classification, ClassificationConfig, augment, normalize, opaque, with_views
+from utils import ROOT
 
 TINY = ["--task", "classification", "--network", "SimpleCNN", "--synthetic_images", "400", "--batch_size", "32"]
 TINY += ["--device", "cpu", "--precision", "float32"]
@@ -237,3 +238,7 @@ def test_predict_refuses_the_models_of_other_tasks(trained, tmp_path, capsys):
         str(tmp_path / "other.pt"),
     ]
     assert entry.main(command) == 2 and "is a model for --task denoising" in capsys.readouterr().err
+    command[2:4] = ["--init", os.path.join(ROOT, "models", "photos.pt"), "--output_dir", str(tmp_path)]
+    assert entry.main(command[:-2]) == 2 and "is a model for --task depixelation" in capsys.readouterr().err
+    command[2:4] = ["--network_options", '{"classes": 5}']
+    assert entry.main(command[:-2]) == 2 and "(1, 5), not (1, 10)" in capsys.readouterr().err

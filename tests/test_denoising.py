@@ -111,6 +111,8 @@ def test_baselines_have_the_errors_that_theory_says():
     assert abs(noisy - 0.5) < 0.003 and abs(less - 0.25) < 0.003 and filtered < 0.2
     # MSE of uniform noise: 1/3, and 1/12 without its mean
     assert np.allclose(measured.figures["psnr"].mean(1)[:2], [10 * np.log10(3), 10 * np.log10(12)], atol=0.05)
+    baselines, task.config.noise = task.baselines(), "gaussian"  # as a model that is measured wants it
+    assert torch.equal(baselines["minus mean"](torch.ones(1)), torch.ones(1))  # this noise has no mean
 
 
 # ------------------------------------------------------------------------------------------------ networks

@@ -78,3 +78,10 @@ def test_runs_with_a_teacher_resume_exactly(run, tmp_path, monkeypatch, refused)
     refused(run(*teacher, "--name", "x", "--adversarial", "1"), "teacher", "--adversarial")
     refused(run("--name", "x", "--teacher", tmp_path / "none.pt"), "none.pt", "--teacher FILE")
     refused(run("--name", "x", "--teacher", tmp_path / "models" / "x.pt"), "x.pt")
+    again = ["--resume", "--epochs", "3", "--output_dir", str(tmp_path)]
+    for name, other in (
+        ("whole", "none"),
+        ("whole", str(tmp_path / "models" / "parts.pt")),
+        ("teacher", tmp_path / "models" / "whole.pt"),
+    ):
+        refused(entry.main([*again, "--name", name, "--teacher", str(other)]), "teacher: ", "the run began with")

@@ -15,6 +15,7 @@ from PIL import Image
 
 import main as entry
 from datasets import block_means
+from submission_serialization import load_test_set
 from tasks import areas, challenge, images
 from tasks.evaluation import load_models
 from tasks.outputs import made_here
@@ -207,7 +208,8 @@ def test_a_folder_in_front_does_not_move_what_was_held_out(run, claim, tmp_path)
     assert source == "all 6 images of others" and "no record shows" in printed
     assert run(*train, "--name", "q", "--init", "models/p.pt", "--images", "others") == 0
     assert claim("models/q.pt", "--images", "moved")[0].startswith(f"{kept} images")  # by its first training
-    assert run("--make_test_set", "r", "--images", "moved", "--name", "p") == 0
+    assert run("--make_test_set", "r", "--images", "moved", "--model", "models/p.pt") == 0
+    assert len(load_test_set("r/test_set.pkl")[0]) == kept
 
 
 def test_a_model_without_record_claims_nothing(run, claim, model):
@@ -242,6 +244,7 @@ def test_states_of_runs_are_no_models(predict, run, refused, shared):
     state = shared / "models" / "default.last.pt"
     refused(predict("--model", state), "is the state of a run")
     refused(run("--epochs", "1", "--init", state), "is the state of a run")
+    refused(run("--evaluate", "model.pt", "--model", "other.pt"), "other.pt", "beside model.pt", "--model")
 
 
 def test_black_photos_have_no_points_and_no_place(run, tmp_path, capsys):

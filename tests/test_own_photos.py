@@ -9,6 +9,7 @@ import main as entry
 from architectures import ResidualUNet
 from datasets import block_means
 from synthetic import synthetic_image
+from tasks import own_photos
 from tasks.areas import estimate_block_size, find_area, parts_of, restore_area, square_area
 from tasks.mosaics import Area, pixelate_area
 from tasks.own_photos import read_photo
@@ -139,6 +140,23 @@ def test_results_are_known_kept_and_completed(tmp_path, capsys):
     assert entry.main(command) == 1 and results[0].exists() and results[1].stat().st_mtime_ns == before
     assert entry.main([*command, "--overwrite"]) == 1 and results[1].stat().st_mtime_ns > before
     assert len(list(folder.iterdir())) == 4
+
+
+def test_a_photo_that_takes_too_much_memory_ends_no_work_on_others(tmp_path, monkeypatch, capsys):
+    for name in ("a", "b", "c"):
+        Image.fromarray(photo(60, 60)).save(tmp_path / f"{name}.png")
+
+    def restore(predict, pixels, *more, **options):
+        if (tmp_path / "a_depixelated.png").exists() and not tried:
+            tried.append(True)
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return restore_area(predict, pixels, *more, **options)
+
+    tried = []
+    monkeypatch.setattr(own_photos, "restore_area", restore)
+    assert entry.main(["--depixelate", str(tmp_path), "--area", "10", "10", "20", "20", "--views", "1"]) == 1
+    assert "b.png: the memory is used up" in capsys.readouterr().err
+    assert sorted(path.name[0] for path in tmp_path.glob("*_depixelated.png")) == ["a", "c"]
 
 
 def test_pixelated_jpegs_lie_over_white_in_the_folder_that_is_named(tmp_path):

@@ -73,7 +73,7 @@ def main(source, count=400, sheet=None, cache_dir=".cache"):
     rows = list(measure(pictures, model.predict, load_finder(task.config, device), device, precision, shown, sizes))
     if sheet:
         save_photo(np.concatenate(shown), None, None, sheet)
-    print(f"{'':16} pictures  areas  found  false a picture  size off by  before  after  ratio  of each  seconds")
+    print(f"{'':16} pictures  areas  found  false per picture  size off by  before  after  ratio  of each  seconds")
     for file in (*FORMATS, "all"):
         own = [row[1:] for row in rows if file in (row[0], "all")]
         areas, hits, false, error, before, after, seconds = map(np.array, zip(*own))
