@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import timeit
 from concurrent.futures import BrokenExecutor
 
 import numpy as np
@@ -67,14 +68,8 @@ def choose_precision(name, device):
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.ones(16, 64, 24, 24, dtype=dtype).contiguous(memory_format=torch.channels_last)
         w = torch.ones(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        seconds[dtype] = min(_seconds(lambda: F.conv2d(x, w, padding=1)) for _ in range(5))
+        seconds[dtype] = min(timeit.repeat(lambda: F.conv2d(x, w, padding=1), number=1, repeat=5))  # noqa: B023
     return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
-
-
-def _seconds(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 # ------------------------------------------------------------------------------------------------ processes

@@ -353,6 +353,13 @@ def test_split_is_complete_and_does_not_leak(names):
     assert len(validation) <= 0.2 * len(names) + 1
 
 
+def test_each_17th_folder_of_the_course_is_held_out():
+    """What all published scores are measured on."""
+    names = [f"training/{i // 100:03}/{i:07}.jpg" for i in range(28000)]
+    held_out = {int(names[i].split("/")[1]) for i in split_by_folder(names, 0.06)[1]}
+    assert held_out == set(range(0, 280, 17))
+
+
 def test_batches_are_the_same_for_any_number_of_workers_and_any_start(photos, tmp_path):
     cache = open_cache(str(photos), str(tmp_path), 0, 0)
     dataset = CachedPixelationDataset(cache, np.arange(10, 55), 5, (0.7, 1.0))

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_main import TINY  # noqa: F401 (the options of run)
+from test_main import TINY, test_set  # noqa: F401 (the options of run, a fixture)
 
 import main as entry
 from architectures import IdentityModel, ResidualUNet
 from submission_serialization import deserialize, load_test_set, serialize
 from tasks.challenge import read_submission
 from tasks.depixelation import Depixelation, place_in_2023, points
-from tasks.evaluation import confidence_interval, load_weights, mean_of
+from tasks.evaluation import Measurement, Model, confidence_interval, load_weights, mean_of, print_differences
 from utils import UserError
 
 
@@ -60,6 +60,17 @@ def test_confidence_interval_is_that_of_the_mean():
     assert high == pytest.approx(errors.mean() + half, abs=0.1 * half)
 
 
+def test_differences_are_paired_and_from_the_first(capsys):
+    task = Depixelation(Depixelation.Config())
+    values = np.array([3.0, 50, 4, 9])
+    print_differences(
+        task,
+        [Model(name, None, task.config) for name in "ab"],
+        Measurement({"score": np.stack([values, values - 1])}, None, None),
+    )
+    assert "-1.000 (-1.000 to -1.000)" in capsys.readouterr().out
+
+
 def test_mean_of_predictions_scores_no_worse_than_the_mean_of_scores():
     class Off(torch.nn.Module):
         def __init__(self, by):
@@ -80,6 +91,23 @@ def test_mean_of_predictions_scores_no_worse_than_the_mean_of_scores():
     assert figures["score"].tolist() == [[4.0] * 10, [8.0] * 10, [2.0] * 10, [0.0] * 10]
     assert geometry.tolist() == [[16, 16]] * 10 and (seconds > 0).all()
     assert torch.equal(sample[2][0], torch.where(known, image, 104)[0]) and len(sample[0]) == 8
+
+
+def test_views_and_several_models_are_averaged(run, test_set):  # noqa: F811
+    assert run("--epochs", "1") == 0
+    saved = torch.load("models/default.pt", weights_only=True)
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        weights = {key: 0.05 * torch.randn(weight.shape) for key, weight in saved["weights"].items()}
+        torch.save({**saved, "weights": weights}, f"{name}.pt")
+
+    def submit(*words):
+        assert run("--predict", *words, "--test_set", test_set[0], "--submission", "s.bin") == 0
+        return np.concatenate(deserialize("s.bin")).astype(int)
+
+    a, b, both = (submit(*names, "--views", "1") for names in (["a.pt"], ["b.pt"], ["a.pt", "b.pt"]))
+    assert np.abs(2 * both - a - b).mean() < 0.5 * np.abs(a - b).mean()
+    assert not np.array_equal(a, submit("a.pt")) and np.array_equal(submit("a.pt"), submit("a.pt", "--views", "8"))
 
 
 def test_rehearsal_of_the_hand_in(run, photos, tmp_path, monkeypatch, capsys):

@@ -104,7 +104,10 @@ def test_lack_of_memory(run, refused, monkeypatch):
     def fail(*arguments):
         raise MemoryError
 
-    for function in (allocate, fail):
+    def fill(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for function in (allocate, fail, fill):
         monkeypatch.setattr("tasks.depixelation.training_loss", function)
         refused(run("--epochs", "1", "--name", function.__name__), "batch_size", "memory")
 
@@ -164,6 +167,20 @@ def test_a_closed_terminal_costs_no_state(monkeypatch):
         time.sleep(0.1)
         monkeypatch.undo()
         assert interrupts.received == signal.SIGTERM
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP")
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_hangups_are_noted_unless_ignored(handler):
+    before, noted = signal.signal(signal.SIGHUP, handler), handler != signal.SIG_IGN
+    try:
+        with Interrupts(loud=False) as interrupts:
+            signal.raise_signal(signal.SIGHUP)
+            assert interrupts.received == (signal.SIGHUP if noted else 0)
+            with pytest.raises(KeyboardInterrupt) if noted else contextlib.nullcontext():
+                signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_outputs_that_are_gone_or_cannot_show_a_name(tmp_path, monkeypatch):

@@ -136,7 +136,9 @@ def test_model_needs_nothing_but_its_file(run, test_set, tmp_path, capsys):
     assert again.images == "synthetic"
     capsys.readouterr()
     assert entry.main([*options, "--model", str(moved), "--network", "BasicCNN"]) == 2
-    assert "is a ResidualUNet, not a BasicCNN" in capsys.readouterr().err
+    assert "leave --network out" in capsys.readouterr().err
+    assert entry.main([*options, "--model", str(moved), "--network_options", "{}"]) == 2
+    assert "leave --network_options out" in capsys.readouterr().err
     assert run("--evaluate", "--model", str(moved), "--views", "1") == 0
     row = log(tmp_path)[0]
     table = capsys.readouterr().out
@@ -149,7 +151,8 @@ def test_model_needs_nothing_but_its_file(run, test_set, tmp_path, capsys):
 
 def test_without_a_model_of_ones_own_the_shipped_one_predicts(run, test_set, tmp_path, capsys):
     submission = tmp_path / "shipped.bin"
-    assert run("--predict", "--test_set", test_set[0], "--submission", str(submission)) == 0
+    theirs = ("--network_options", '{"margin": 16}')
+    assert run("--predict", *theirs, "--test_set", test_set[0], "--submission", str(submission)) == 0
     assert os.path.join("models", "photos.pt") in capsys.readouterr().out and submission.exists()
     assert run("--epochs", "1") == 0
     capsys.readouterr()
@@ -181,7 +184,10 @@ def test_identity_model_predicts_the_input(run, test_set, tmp_path):
     "options, words",
     [
         (["--predict", "--name", "nothing"], ["nothing.pt", "train one first"]),
-        (["--predict", "--test_set", "missing.pkl"], ["missing.pkl", "--test_set"]),
+        (
+            ["--predict", "--test_set", "missing.pkl", "--network_options", '{"margin": 16}'],
+            ["missing.pkl", "--test_set"],
+        ),
         (["--resume", "--name", "nobody"], ["nobody", "without --resume"]),
         (["--images", "nowhere"], ["images", "nowhere"]),
         (["--init", "nowhere.pt", "--epochs", "1"], ["nowhere.pt"]),
@@ -394,11 +400,33 @@ def test_a_second_run_of_the_same_name_is_refused(run, tmp_path, capsys):
     assert run("--epochs", "1") == 0 and not path.exists()
 
 
-def test_patience_stops_early(run, tmp_path):
-    assert run("--epochs", "20", "--patience", "2", "--learning_rate", "1e-12", "--ema_decay", "0") == 0
-    rows = log(tmp_path)
-    best = min(range(len(rows)), key=lambda i: rows[i]["score"])
-    assert len(rows) < 20 and len(rows) == best + 1 + 2
+def test_one_end_that_is_given_alone_lifts_the_other(run, tmp_path):
+    (tmp_path / "brief.json").write_text('{"max_minutes": 1e-6}')
+    assert run("--config", "brief.json", "--epochs", "2", "--name", "epochs") == 0
+    assert [row["epoch"] for row in log(tmp_path, "epochs")] == [1, 2]
+    assert run("--max_minutes", "1e-6", "--name", "minutes") == 0
+    assert log(tmp_path, "minutes")[-1]["epoch"] == 0.25  # a step
+    assert run("--resume", "--name", "minutes", "--epochs", "1") == 0
+    assert log(tmp_path, "minutes")[-1]["epoch"] == 1
+
+
+def test_a_state_saved_within_an_epoch_resumes_exactly(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        saves, save = [], entry.save_run
+        patch.setattr(entry, "save_run", lambda *arguments: saves.append(1) or save(*arguments))
+        assert run("--name", "whole", "--epochs", "2") == 0
+        assert len(saves) == 3  # before the first step and after each epoch
+    with monkeypatch.context() as patch:
+        calls, loss = [], depixelation.training_loss
+        patch.setattr(training, "SAVE_EVERY", -1)
+        patch.setattr(depixelation, "training_loss", lambda *a: calls.append(len(calls) < 6 or 1 / 0) or loss(*a))
+        with pytest.raises(ZeroDivisionError):  # as if killed: nothing is saved at the end
+            run("--name", "parts", "--epochs", "2")
+    paths = [tmp_path / "models" / f"{name}.last.pt" for name in ("parts", "whole")]
+    assert torch.load(paths[0], weights_only=True)["run"]["step"] == 6
+    assert run("--name", "parts", "--resume") == 0
+    parts, whole = map(load_weights, paths)
+    assert whole.keys() == parts.keys() and all(map(torch.equal, whole.values(), parts.values()))
 
 
 def test_budget_in_minutes(run, tmp_path):
@@ -449,12 +477,18 @@ def test_tensorboard_gets_what_the_log_gets(run, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler on a CPU")
-def test_compiled_training_is_the_same(run, tmp_path):
+def test_compiled_training_is_the_same(run, tmp_path, monkeypatch):
+    """With the graph that torch.compile makes, but not the code, which takes long to compile."""
+    compiled, compile_network = [], torch.compile
+    patched = lambda network: compiled.append(network) or compile_network(network, backend="aot_eager")  # noqa: E731
+    monkeypatch.setattr(torch, "compile", patched)
     for name in ("true", "false"):
         options = ("--network", "BasicCNN", "--network_options", '{"channels": 8, "layers": 1}', "--optimizer", "adamw")
         assert run("--epochs", "1", "--compile", name, "--name", name, *options) == 0
-    compiled, plain = (float(log(tmp_path, name)[0]["score"]) for name in ("true", "false"))
-    assert compiled == pytest.approx(plain, abs=0.01)
+    scores = [float(log(tmp_path, name)[0]["score"]) for name in ("true", "false")]
+    assert len(compiled) == 1 and scores[0] == pytest.approx(scores[1], abs=0.01)
+    a, b = (load_weights(tmp_path / "models" / f"{name}.pt") for name in ("true", "false"))
+    assert a.keys() == b.keys()
 
 
 def test_command_line_in_a_process(tmp_path):

@@ -28,6 +28,8 @@ FOREIGN = {  # command: the files that it would write
     "--predict --model model.pt --test_set test.pkl": ["submission.bin", "submission.png"],
     "--zip hand_in.zip --model model.pt": ["hand_in.zip"],
     "--depixelate photo.jpg --model model.pt": ["photo_depixelated.png", "photo_before_after.png"],
+    "--depixelate photo.jpg --overwrite --area 9 9 20 20 --model model.pt": ["photo_depixelated.png"],
+    "--depixelate photo.jpg --preview --model model.pt": ["photo_preview.png"],
     "--pixelate photo.jpg": ["photo_pixelated.png"],
     "--epochs 1": ["models/default.pt", "models/default.json", "models/default.last.pt", "models/default.lock"]
     + ["losses/default.csv", "losses/default.png", "losses/default_samples.png"],

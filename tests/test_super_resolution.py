@@ -283,10 +283,11 @@ def test_nothing_of_the_user_is_replaced(run, tmp_path, refused):
     Image.fromarray(photo(0, 8, 8)).save(tmp_path / "a.png")
     Image.fromarray(photo(0, 8, 8)).save(tmp_path / "a_x2.png")
     before = (tmp_path / "a_x2.png").read_bytes()
-    refused(run("--predict", tmp_path / "a.png"), "a_x2.png", "is not replaced")
+    theirs = ("--network_options", "{}")
+    refused(run("--predict", tmp_path / "a.png", *theirs), "a_x2.png", "is not replaced")
     assert (tmp_path / "a_x2.png").read_bytes() == before
     (tmp_path / "b.png").write_bytes(b"no picture")
-    refused(run("--predict", tmp_path / "b.png"), "b.png", "not a readable picture")
+    refused(run("--predict", tmp_path / "b.png", *theirs), "b.png", "not a readable picture")
     refused(run("--predict", tmp_path / "c.png", tmp_path / "c.jpg"), "c_x2.png", "two files would be written")
 
 
