@@ -308,19 +308,17 @@ class CachedCrops(SRDataset):
     An item is asked for with (epoch, i), of which, and of the seed, it is a function; epoch: so many crops, the photos
     taking turns. A crop is cut out after downscaling, so its edges are what they would be in the whole photo.
 
-    cache, indices: as CachedPixelationDataset has them; photos of size + 2 * MARGIN pixels a side, at least. distinct:
-    train on the first `distinct` samples only.
+    cache, indices: as CachedPixelationDataset has them, but cache[i] is (h, w, 1 or 3), size + 2 * MARGIN pixels a side
+    at least. distinct: train on the first `distinct` samples only.
     """
 
     MARGIN = 4  # pixels that the kernels of `halve` reach beyond a crop; even
 
-    def __init__(self, cache, indices, seed, crops, distinct=None, **options):
-        """options: size, jitter, downscaling, antialias of SRDataset."""
+    def __init__(self, cache, indices, seed, crops, distinct=None, *, size, jitter, downscaling, antialias):
+        """size, jitter, downscaling, antialias: of SRDataset."""
         self.cache, self.indices, self.seed, self.crops, self.distinct = cache, indices, seed, crops, distinct
         self.names = [cache.names[index] for index in indices]
-        self.size, self.jitter, self.downscaling, self.antialias = (
-            options[name] for name in ("size", "jitter", "downscaling", "antialias")
-        )
+        self.size, self.jitter, self.downscaling, self.antialias = size, jitter, downscaling, antialias
 
     def __len__(self):
         return self.crops

@@ -88,6 +88,7 @@ def train(config, task, processes, state=None):
             batch = [tensor.to(device, non_blocking=True) for tensor in batch]
             for name, part in parts.items():
                 losses, count = task.loss(name, parts, batch)
+                count = torch.as_tensor(count, dtype=torch.float64, device=device)
                 share = processes.count * count / processes.total(count)  # shares of a batch may differ in size
                 part.step(next(iter(losses.values())) * share, run.learning_rate())
                 run.add(losses, count, processes)
@@ -223,8 +224,8 @@ def tell_end(config, task, run, processes):
     reference, shown = task.reference(best), f"{best[score]:.{task.decimals}f}"
     which = "last" if task.keeps_last else "best"
     print(
-        f"Done: {which} {score} {shown} at epoch {best['epoch']:g}{' (' * bool(reference)}{reference}"
-        f"{')' * bool(reference)} on {len(task.validation_set):,} held-out images, after {run.seconds / 60:.1f} "
+        f"Done: {which} {score} {shown} at epoch {best['epoch']:g}{f' ({reference})' if reference else ''} "
+        f"on {len(task.validation_set):,} held-out images, after {run.seconds / 60:.1f} "
         f"minutes of training.\nModel: {show(config.file('models', '.pt'))}; curve and samples: "
         f"{show(config.file('losses', '.png'))}, {show(config.file('losses', '_samples.png'))}"
     )

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import default_collate
 
 from datasets import epochs
-from tasks.evaluation import check_task, load_weights
+from tasks.evaluation import Model, check_task, load_weights
 from utils import Config, UserError, digest
 
 MAX_PARAMETERS = 10**9
@@ -86,11 +86,11 @@ class Task:
         check_task(self, checkpoint, path)
         load_weights(network, checkpoint, path)
 
-    def loss(self, part, parts, batch):
-        """What this part is to minimise on a batch, and what else the log shall hold.
+    def loss(self, name, parts, batch):
+        """What the part of this name is to minimise on a batch, and what else the log shall hold.
 
         parts: {name: Part}, each a callable forward pass. batch: as collated, on the device. Returns ({column: mean},
-        number of images or pixels, a float64 tensor, that these are means of); the first column is minimised.
+        number of images or pixels that these are means of, an int or a tensor); the first column is minimised.
         """
         raise NotImplementedError
 
@@ -105,8 +105,9 @@ class Task:
         return digest(self.training_set.names)
 
     def count_images(self):
-        """How many images there are to train on."""
-        return len(self.training_set)
+        """How many different images there are to train on."""
+        data = self.training_set
+        return min(len(getattr(data, "indices", data)), self.config.max_images or len(data))
 
     def batches(self, network, start):
         """Lists of keys for training_set, a batch each, from step `start` on, without end. Here (epoch, index)."""
@@ -146,8 +147,9 @@ class Task:
         raise NotImplementedError
 
     def compared(self, models, device):
-        """The Models of a comparison: those asked for, and what they are compared with."""
-        return models
+        """The Models of a comparison: those asked for, and the baselines that are not yet among them."""
+        names = [model.name for model in models]
+        return models + [Model(name, predict) for name, predict in self.baselines().items() if name not in names]
 
     def columns(self, models, measured):
         """{title: [text for each model]}: what --evaluate's table shows beside the scores."""
@@ -155,7 +157,7 @@ class Task:
 
     def report(self, models, measured):
         """Print what else --evaluate has to tell, draw its pictures, and return their paths."""
-        path = self.config.file("losses", "_evaluation_samples.png")
+        path = getattr(self.config, "sheet", None) or self.config.file("losses", "_evaluation_samples.png")
         self.plot_samples(measured.sample, path)
         return [path]
 

@@ -110,14 +110,14 @@ class Adversarial(Task):
             parts["discriminator"] = Discriminator(self.seen_channels)
         return parts
 
-    def deceive(self, parts, losses, restored, truth, known, inside):
-        """losses, {column: mean}, with the loss of deceiving, if it is wanted.
+    def deceive(self, parts, loss, restored, truth, known, inside):
+        """{column: mean}: the loss, with that of deceiving, if it is wanted.
 
         restored, truth: (N, C, H, W) float32 in [0, 1]. known: what is known of them, (N, D, H, W). inside: (N, 1, H,
         W), 1 where they are judged.
         """
         if "discriminator" not in self.parts:
-            return losses
+            return {"train_loss": loss}
         inside, restored, truth, known = crop(inside, restored, truth, known)
         self.pair = restored.detach(), truth, known, inside
         judge = parts["discriminator"].frozen
@@ -126,9 +126,8 @@ class Adversarial(Task):
             true_logits, true_features = judge(torch.cat([truth, known], dim=1))
         deceiving = mean_inside(F.softplus(true_logits - logits), inside)
         matching = sum(mean_inside((a - b).float().abs(), inside) for a, b in zip(features, true_features))
-        (name, loss), *others = losses.items()
         total = loss + self.config.adversarial * (deceiving + MATCHING * matching)
-        return {name: total, **dict(others), "own_loss": loss, "adversarial_loss": deceiving, "matching_loss": matching}
+        return {"train_loss": total, "own_loss": loss, "adversarial_loss": deceiving, "matching_loss": matching}
 
     def tell_apart(self, part):
         """(losses, count) of the discriminator on the images of the last `deceive`."""
@@ -142,8 +141,7 @@ class Adversarial(Task):
             slope = slope[:, : truth.shape[1]].square().sum((1, 2, 3)) / inside.sum((1, 2, 3))
             loss = loss + EVERY * PENALTY / 2 * slope.mean()
         right = mean_inside((true_logits > logits).float(), inside)
-        losses = {"discriminator_loss": loss, "told_apart": right}
-        return losses, loss.new_tensor(len(truth), dtype=torch.float64)
+        return {"discriminator_loss": loss, "told_apart": right}, len(truth)
 
     def verdict(self, row):
         """For `reference`: whether the discriminator still teaches anything."""

@@ -79,15 +79,12 @@ def restore_all(predict, pixelated_images, known_arrays, device, precision):
     """Predictions, a list of (1, H, W) uint8 arrays, for lists of arrays of any sizes, with a progress bar."""
     predictions = []
     with tqdm(total=len(pixelated_images), desc="restoring", unit=" images") as bar:
-        for _, group in itertools.groupby(range(len(pixelated_images)), lambda i: pixelated_images[i].shape):
+        for _, group in itertools.groupby(zip(pixelated_images, known_arrays), lambda pair: pair[0].shape):
             group = list(group)  # neighbours of one size
             for first in range(0, len(group), BATCH):
-                part = slice(group[first], group[min(first + BATCH, len(group)) - 1] + 1)
-                batch = (
-                    torch.from_numpy(np.stack(arrays[part])).to(device) for arrays in (pixelated_images, known_arrays)
-                )
+                batch = [torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*group[first : first + BATCH])]
                 predictions.extend(restore(predict, *batch, precision).cpu().numpy())
-                bar.update(part.stop - part.start)
+                bar.update(len(batch[0]))
     return predictions
 
 
@@ -116,12 +113,12 @@ def predict(task, given, paths):
             f"{config.submission}: what was read back is not what was written; check the disk and try again"
         )
     shown = [i for i in range(min(8, len(predictions))) if predictions[i].shape == predictions[0].shape]
-    sheet = (np.stack([arrays[i] for i in shown]) for arrays in (pixelated_images, known_arrays, predictions))
-    plot_samples(*map(torch.from_numpy, sheet), None, picture, file_digest(config.submission))
+    images = (pixelated_images, known_arrays, predictions)
+    sheet = [torch.from_numpy(np.stack([arrays[i] for i in shown])) for arrays in images]
+    plot_samples(*sheet, None, picture, file_digest(config.submission))
     pictures = [picture]
     if config.samples:
-        arrays = (torch.from_numpy(np.stack([a[i] for i in shown])) for a in (pixelated_images, known_arrays))
-        plot_possible(predictor, *arrays, None, config.samples, device, possible)
+        plot_possible(predictor, *sheet[:2], None, config.samples, device, possible)
         pictures.append(possible)
     print(
         f"Wrote {show(config.submission)}: {len(submission):,} images, {os.path.getsize(config.submission):,} bytes, "

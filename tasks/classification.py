@@ -231,13 +231,13 @@ class Classification(DigitsTask):
     def dataset(self, images, labels, training):
         return TensorDataset(torch.tensor(images)[:, None], torch.from_numpy(labels))
 
-    def loss(self, part, parts, batch):
+    def loss(self, name, parts, batch):
         """The cross-entropy; the log has the accuracy in per cent too, both on images as augmented."""
         images, labels = batch[0].float() / 255, batch[1]
-        logits = parts[part](augment(images, self.config.labels) if self.config.augment else images).float()
+        logits = parts[name](augment(images, self.config.labels) if self.config.augment else images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         accuracy = 100 * (logits.argmax(1) == labels).double().mean()
-        return {"train_loss": loss, "train_accuracy": accuracy}, loss.new_tensor(len(labels), dtype=torch.float64)
+        return {"train_loss": loss, "train_accuracy": accuracy}, len(labels)
 
     def batches(self, network, start):
         for batch in super().batches(network, start):

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from architectures import DenoisingCNN, UNet
 from datasets import NOISE, NoisyImages
 from tasks.digits import DigitsConfig, DigitsTask
-from tasks.evaluation import Measurement, Model, mae_per_image, plot_columns, plot_sheet, psnr_per_image
+from tasks.evaluation import Measurement, mae_per_image, plot_columns, plot_images, psnr_per_image
 from utils import inherited, key
 
 BATCH = 500  # images measured at once
@@ -55,10 +55,10 @@ class Denoising(DigitsTask):
         config = self.config
         return NoisyImages(images, not training, config.noise, config.noise_level, config.seed if training else 0)
 
-    def loss(self, part, parts, batch):
+    def loss(self, name, parts, batch):
         noisy, clean = batch
-        loss = (F.mse_loss if self.config.loss == "mse" else F.l1_loss)(parts[part](noisy).float(), clean)
-        return {"train_loss": loss}, loss.new_tensor(len(clean), dtype=torch.float64)
+        loss = (F.mse_loss if self.config.loss == "mse" else F.l1_loss)(parts[name](noisy).float(), clean)
+        return {"train_loss": loss}, len(clean)
 
     # ---------------------------------------------------------------------------------------------- measuring
 
@@ -81,10 +81,6 @@ class Denoising(DigitsTask):
         dataset, source = super().evaluation_set(given, models)
         level = f" times {self.config.noise_level:g}" if self.config.noise_level != 1 else ""
         return dataset, f"{source}; {self.config.noise} noise{level}. MAE of images in [0, 1]; PSNR in dB"
-
-    def compared(self, models, device):
-        names = [model.name for model in models]
-        return models + [Model(name, restore) for name, restore in self.baselines().items() if name not in names]
 
     @torch.inference_mode()
     def measure(self, predictors, dataset, device, precision):
@@ -126,15 +122,8 @@ class Denoising(DigitsTask):
             "clean": clean,
             "error, black 0, white 0.5": 2 * (restored - clean).abs(),
         }
-        captions = [[""] * 3 + [f"MAE {error:.3f}"] for error in mae_per_image(restored, clean)]
-        rows = [
-            [
-                (255 * column[i, 0], title * (i == 0), text)
-                for (title, column), text in zip(columns.items(), captions[i])
-            ]
-            for i in range(len(clean))
-        ]
-        plot_sheet(rows, path)
+        texts = [f"MAE {error:.3f}" for error in mae_per_image(restored, clean)]
+        plot_images({title: 255 * column for title, column in columns.items()}, path, {list(columns)[-1]: texts})
 
     def pictures(self, sample):
         images = torch.cat(list(sample), 3)  # noisy, restored, clean side by side

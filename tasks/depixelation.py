@@ -127,14 +127,14 @@ def training_loss(kind, predictions, images, known_arrays):
     """In grey levels (of 255). rmse: mean over images of the RMSE; mse: mean over all unknown pixels, squared levels.
 
     predictions and images: (N, 1, H, W) float in [0, 1]; known_arrays: bool, False where the loss is taken. Returns the
-    loss and, as a float64 tensor, the number of images or pixels that it is the mean of.
+    loss and the number of images or pixels that it is the mean of.
     """
     if kind == "mse":
         loss, count = F.mse_loss(predictions[~known_arrays] * 255, images[~known_arrays] * 255), (~known_arrays).sum()
-        return loss, count.double()
+        return loss, count
     # The root has no gradient at 0; 1e-8 is (0.03 grey levels)^2.
     losses = 255 * (mse_per_image(predictions, images, known_arrays) + 1e-8).sqrt()
-    return losses.mean(), losses.new_tensor(len(losses), dtype=torch.float64)
+    return losses.mean(), len(losses)
 
 
 def distillation_loss(predictions, taught, images, known_arrays):
@@ -221,24 +221,21 @@ class Depixelation(Adversarial):
         )
         self.validation_set = CachedPixelationDataset(cache, validation_indices, seed=0)  # the same in every run
 
-    def count_images(self):
-        return self.training_set.distinct
-
     def batches(self, network, start):
         return self.training_set.batches(self.config.batch_size, start, getattr(network, "window_side", None))
 
-    def loss(self, part, parts, batch):
-        if part == "discriminator":
-            return self.tell_apart(parts[part])
+    def loss(self, name, parts, batch):
+        if name == "discriminator":
+            return self.tell_apart(parts[name])
         pixelated_images, known_arrays, images = batch
         inputs = to_inputs(pixelated_images, known_arrays)  # (N, 2, 64, 64)
-        network = parts[part]
-        predictions = network(inputs, **random_symmetry(network.network))  # (N, 1, 64, 64)
+        part = parts[name]
+        predictions = part(inputs, **random_symmetry(part.network))  # (N, 1, 64, 64)
         truth, unknown = images.float() / 255, (~known_arrays).float()
         loss, count = training_loss(self.config.loss, predictions, truth, known_arrays)
         if self.teacher is None:
-            return self.deceive(parts, {"train_loss": loss}, predictions, truth, inputs, unknown), count
-        with torch.no_grad(), network.autocast(inputs):  # in another symmetry: what is learned is the mean over them
+            return self.deceive(parts, loss, predictions, truth, inputs, unknown), count
+        with torch.no_grad(), part.autocast(inputs):  # in another symmetry: what is learned is the mean over them
             taught = self.teacher(inputs, **random_symmetry(self.teacher)).float()
         distilled, share = distillation_loss(predictions, taught, truth, known_arrays), self.config.teacher_share
         mixed = 2 * ((1 - share) * loss + share * distilled)
@@ -305,23 +302,18 @@ class Depixelation(Adversarial):
     def compared(self, models, device):
         if len(models) > 1:
             models = models + [Model("mean of these", mean_of([model.predict for model in models]))]
-        models, self.device = with_refined(self, models, device), device
-        names = [model.name for model in models]
+        models = with_refined(self, models, device)
         if os.path.exists(REFERENCE):
             reference = load_model(self, REFERENCE, set(), device)
-            models = models + [reference] * (reference.name not in names)
-        return models + [Model(name, net) for name, net in self.baselines().items() if name not in names]
+            models = models + [reference] * (reference.name not in [model.name for model in models])
+        return super().compared(models, device)
 
     def columns(self, models, measured):
         scores = measured.figures["score"].mean(axis=1)
-        by_name = dict(zip((model.name for model in models), scores))
-        identity, reference = (
-            by_name["IdentityModel"],
-            next(
-                (score for model, score in zip(models, scores) if model.config and model.config.network == "BasicCNN"),
-                None,
-            ),
-        )
+        pairs = list(zip(models, scores))
+        identity = next(score for model, score in pairs if model.name == "IdentityModel")
+        basic = (score for model, score in pairs if model.config and model.config.network == "BasicCNN")
+        reference = next(basic, None)
         sound = reference and identity > reference  # not so where images are all black, for example
         worth = [f"{points(score, identity, reference):.0f}" if sound else "-" for score in scores]
         return {"points": worth, "place in 2023": [place_in_2023(s, identity) if identity else "-" for s in scores]}
@@ -358,13 +350,13 @@ class Depixelation(Adversarial):
         tradeoff, sheet = (self.config.file("losses", f"_evaluation_{name}.png") for name in ("tradeoff", "realism"))
         refined = [model for model in models if isinstance(model.predict, Refined)]
         adversarial = [model for model in models[1:] if model.config and model.config.adversarial]
-        ends = [(models.index(model), model.name) for model in refined + adversarial]
+        ends = [(model.name, predictions[models.index(model)]) for model in refined + adversarial]
         if ends:
-            ends = [(name, predictions[i]) for i, name in ends]
             plot_tradeoff((names[0], predictions[0]), ends, images, known_arrays, tradeoff)
         if refined:
+            device = choose_device(self.config.device)
             shown = [maps[:: max(1, len(images) // 8)][:8] for maps in (pixelated_images, known_arrays, images)]
-            plot_possible(refined[0].predict, *shown, self.config.samples or 3, self.device, sheet)
+            plot_possible(refined[0].predict, *shown, self.config.samples or 3, device, sheet)
         return [tradeoff] * bool(ends) + [sheet] * bool(refined)
 
     # ---------------------------------------------------------------------------------------------- drawing

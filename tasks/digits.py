@@ -276,8 +276,3 @@ class DigitsTask(Task):
         images, labels = load_part(self.config, "test")
         kind = "drawn digits" if self.config.images == "synthetic" else f"images of {show(self.config.images)}"
         return self.dataset(images, labels, False), f"{len(images):,} {kind}, the test part"
-
-    def report(self, models, measured):
-        path = self.config.sheet or self.config.file("losses", "_evaluation_samples.png")
-        self.plot_samples(measured.sample, path)
-        return [path]

@@ -29,7 +29,6 @@ class Model:
     name: str
     predict: Callable  # inputs -> outputs, in eval mode
     config: Config | None = None  # with which it was trained
-    parameters: int = 0
     record: list = field(default_factory=list)  # training_record
     precision: str | None = None  # in which it was validated, where that was on the same kind of device
 
@@ -131,9 +130,8 @@ def load_model(task, path, given, device):
     network, made, checkpoint = load_network(task, path, given, device)
     predict = task.predictor(network, made)
     validated_here = checkpoint.get("device") == device.type and checkpoint.get("precision") in ("float32", "bfloat16")
-    parameters = sum(p.numel() for p in network.parameters())
     precision = checkpoint["precision"] if validated_here else None
-    return Model(show(path), predict, made, parameters, training_record(checkpoint), precision)
+    return Model(show(path), predict, made, training_record(checkpoint), precision)
 
 
 def load_models(task, given, paths):
@@ -164,8 +162,8 @@ class Measurement(NamedTuple):
     figures: dict  # {score: (predictors, N) float64}, for each sample
     seconds: np.ndarray  # (predictors,) that each took
     sample: object  # some samples with the first predictor's output, for plot_samples
-    details: np.ndarray | None = None  # what a task's own tables need of each sample
-    outputs: list | None = None  # all predictions, of each predictor, where they were asked for
+    details: np.ndarray | None = None  # what a task's own tables need, of each sample or each of its areas
+    outputs: list | None = None  # where they were asked for: the samples' images, then each predictor's outputs
 
 
 def mae_per_image(predictions, images):
@@ -204,10 +202,10 @@ def ssim_per_image(predictions, images):
     return similarity.flatten(1).mean(1)
 
 
-def confidence_interval(values, draws=1000):
+def confidence_interval(values):
     """(low, high): 95 % of the means of as many values, drawn with replacement (bootstrap), lie between them."""
     rng, n = np.random.default_rng(0), len(values)
-    means = [values[rng.integers(n, size=n)].mean() for _ in range(draws)]
+    means = [values[rng.integers(n, size=n)].mean() for _ in range(1000)]
     return tuple(np.percentile(means, [2.5, 97.5]))
 
 
@@ -340,6 +338,22 @@ def save_figure(figure, path, note=""):
         options = {"format": "jpeg", "pil_kwargs": {"comment": text}}
     with atomic_write(path) as file:
         figure.savefig(file, dpi=100, **options)
+
+
+def plot_images(columns, path, captions=None, note=""):
+    """A sheet of images as a picture, a row a sample.
+
+    columns: {title: (N, C, H, W) tensor of 0 to 255, C 1 or 3}. captions: {title: N texts below the images}.
+    """
+    captions, count = captions or {}, len(next(iter(columns.values())))
+    rows = [
+        [
+            (images[i].permute(1, 2, 0).squeeze(2), title * (i == 0), captions[title][i] if title in captions else "")
+            for title, images in columns.items()
+        ]
+        for i in range(count)
+    ]
+    plot_sheet(rows, path, note)
 
 
 def plot_sheet(rows, path, note=""):

@@ -59,20 +59,20 @@ class FilesConfig(DepixelationConfig):
 class FileAreas(Mosaics):
     """One channel of one area of a picture, seen as a network is to restore it: samples as of `prepare_image`.
 
-    They are a function of their key, (epoch, i), and the seed; for validation, crops False, of i and the seed.
+    They are a function of their key, (epoch, i), and the seed; for validation, training False, of i and the seed.
     """
 
-    def __init__(self, cache, indices, seed, count, crops=True, distinct=None):
+    def __init__(self, cache, indices, seed, count, training=True, distinct=None):
         super().__init__(cache, indices, seed)
-        self.count, self.crops, self.distinct = count, crops, distinct
+        self.count, self.training, self.distinct = count, training, distinct
 
     def __len__(self):
         return self.count
 
     def __getitem__(self, key):
-        epoch, i = key if self.crops else (0, key)
+        epoch, i = key if self.training else (0, key)
         epoch, i = (0, i % self.distinct) if self.distinct else (epoch, i)
-        rng = np.random.default_rng((self.seed, 8 if self.crops else 9, epoch, i))
+        rng = np.random.default_rng((self.seed, 8 if self.training else 9, epoch, i))
         index = self.indices[(epoch * self.count + i) % len(self.indices)]
         photo = self.cache[index]
         for attempt in itertools.count():
@@ -141,16 +141,13 @@ class Files(Depixelation):
         cache, train_indices, validation_indices = image_source(config, colour=True)
         self.held_out = held_out_digests(cache, train_indices, validation_indices)
         self.training_set = FileAreas(cache, train_indices, config.seed, config.crops, distinct=config.max_images)
-        self.validation_set = FileAreas(cache, validation_indices, 0, config.pictures, crops=False)
-
-    def count_images(self):
-        return min(len(self.training_set.indices), self.config.max_images or self.config.crops)
+        self.validation_set = FileAreas(cache, validation_indices, 0, config.pictures, training=False)
 
     def evaluation_set(self, given, models):
         cache, indices, source = images_with_truth(self.config, given, with_refiner(self, models), colour=True)
         count = self.config.pictures
         words = f"{count:,} areas of {source}; score: mean RMSE at the network's scale, in grey levels of 255"
-        return FileAreas(cache, indices, 0, count, crops=False), words
+        return FileAreas(cache, indices, 0, count, training=False), words
 
     def columns(self, models, measured):
         return {}

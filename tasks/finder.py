@@ -284,13 +284,20 @@ def fit_grid(profile, guess=None):
     if high <= low:
         return None
     smooth = np.convolve(np.pad(np.log1p(profile), 1, "edge"), [0.25, 0.5, 0.25], "valid")  # weak lines count, too
+
+    def step(side):
+        return max(0.01, 0.3 * side / max(2, length / side))
+
     trials, side = [], low
     while side <= high:
         trials.append(_comb(smooth, side))
-        side += max(0.01, 0.3 * side / max(2, length / side))
-    first = next(trial.side for trial in trials if trial.score >= ENOUGH * max(trials).score)
-    best = max(trial for trial in trials if guess or first <= trial.side <= 1.1 * first)
-    reach = max(0.01, 0.3 * best.side / max(2, length / best.side))
+        side += step(side)
+    if not guess:  # the smallest side that is good enough, as its multiples fit almost as well
+        enough = ENOUGH * max(trials).score
+        first = next(trial.side for trial in trials if trial.score >= enough)
+        trials = [trial for trial in trials if first <= trial.side <= 1.1 * first]
+    best = max(trials)
+    reach = step(best.side)
     best = max(_comb(smooth, side) for side in np.linspace(best.side - reach, best.side + reach, 13))
     whole = _comb(smooth, float(max(2, round(best.side))))
     if abs(whole.side - best.side) <= 2 * reach and whole.score >= WHOLE * best.score:  # it was not scaled
@@ -299,7 +306,7 @@ def fit_grid(profile, guess=None):
 
 
 class Comb(NamedTuple):
-    """Regular lines: how well they fit a profile, best first, and the profile's mean on them and elsewhere."""
+    """Regular lines: how well they fit a profile, by which they are compared, and its mean on them and elsewhere."""
 
     score: float
     side: float

@@ -78,13 +78,10 @@ class Finding(Task):
         self.training_set = MosaicCrops(cache, train_indices, config.seed, config.crops, config.max_images)
         self.validation_set = MosaicPhotos(cache, validation_indices, config.pictures)
 
-    def count_images(self):
-        return min(len(self.training_set.indices), self.config.max_images or self.config.crops)
-
-    def loss(self, part, parts, batch):
+    def loss(self, name, parts, batch):
         luma, *truth = batch
-        found, grids = losses_of(parts[part](luma.float() / 255), *truth)
-        return {"train_loss": found + 0.5 * grids, "mask_loss": found}, found.new_tensor(len(luma), dtype=torch.float64)
+        found, grids = losses_of(parts[name](luma.float() / 255), *truth)
+        return {"train_loss": found + 0.5 * grids, "mask_loss": found}, len(luma)
 
     # ---------------------------------------------------------------------------------------------- measuring
 

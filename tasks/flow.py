@@ -14,8 +14,9 @@ from torch import nn
 
 from architectures import BlockGrid, ResidualUNet, UNet, transform
 from processes import Processes
+from tasks import Task
 from tasks.depixelation import Depixelation, DepixelationConfig, random_symmetry
-from tasks.evaluation import Model, load_network, plot_columns
+from tasks.evaluation import load_network, plot_columns
 from tasks.outputs import file_digest
 from tasks.restoration import to_inputs
 from utils import Config, inherited, key
@@ -100,7 +101,7 @@ class Flow(Depixelation):
     actions = {}
     shipped = None
     keeps_last = True
-    start = None  # the accurate network
+    restorer = None  # the accurate network
 
     def example_input(self):
         inputs = super().example_input()
@@ -113,7 +114,7 @@ class Flow(Depixelation):
         return network.requires_grad_(False)
 
     def build_parts(self):
-        self.start, self.sources = self.accurate(), {"init": file_digest(self.config.init)}
+        self.restorer, self.sources = self.accurate(), {"init": file_digest(self.config.init)}
         return super().build_parts()
 
     def load_weights(self, network, checkpoint, path):
@@ -122,22 +123,22 @@ class Flow(Depixelation):
         fit = {n: t for n, t in weights.items() if n in own and own[n].shape == t.shape and not n.startswith("last.")}
         network.load_state_dict({**own, **fit})
 
-    def loss(self, part, parts, batch):
+    def loss(self, name, parts, batch):
         """The mean squared error of the velocity, in deviations of the grey values around."""
         pixelated_images, known_arrays, images = batch
-        inputs, network = to_inputs(pixelated_images, known_arrays), parts[part]
+        inputs, part = to_inputs(pixelated_images, known_arrays), parts[name]
         with torch.no_grad():
-            with network.autocast(inputs):
-                restored = self.start.to(inputs.device)(inputs)
+            with part.autocast(inputs):
+                restored = self.restorer.to(inputs.device)(inputs)
             noise, time = self.draw(images)
-            start, deviation, grid = network.network.start(inputs, restored, noise.to(inputs.device))
+            start, deviation, grid = part.network.start(inputs, restored, noise.to(inputs.device))
             time, unknown = time.to(inputs.device).expand_as(start), ~known_arrays
             velocity = without_means(grid, images / 255 - start)
             inputs = torch.cat([inputs, restored, start + time * velocity, time], dim=1)
-        found = network(inputs, **random_symmetry(network.network))
+        found = part(inputs, **random_symmetry(part.network))
         errors = ((found - velocity) / deviation).square() * unknown
         loss = (errors.sum((1, 2, 3)) / unknown.sum((1, 2, 3))).mean()
-        return {"train_loss": loss}, loss.new_tensor(len(images), dtype=torch.float64)
+        return {"train_loss": loss}, len(images)
 
     def draw(self, images):
         """Noise, (N, 1, H, W), and time, (N, 1, 1, 1), for the N images that are this process's share of a batch.
@@ -150,15 +151,14 @@ class Flow(Depixelation):
 
     def predictor(self, network, made):
         """What the flow ends at, from the accurate network's output."""
-        self.start = (self.start or self.accurate()).to(next(network.parameters()).device)
-        views = {"symmetries": range(self.config.views)} if hasattr(self.start, "SYMMETRIES") else {}
-        return lambda inputs: network.sample(inputs, self.start(inputs, **views))
+        self.restorer = (self.restorer or self.accurate()).to(next(network.parameters()).device)
+        views = {"symmetries": range(self.config.views)} if hasattr(self.restorer, "SYMMETRIES") else {}
+        return lambda inputs: network.sample(inputs, self.restorer(inputs, **views))
 
     def validate(self, network, device, precision):
         return super().validate(self.predictor(network, None), device, precision)
 
-    def compared(self, models, device):
-        return models + [Model(name, network) for name, network in self.baselines().items()]
+    compared = Task.compared
 
     def plot_log(self, rows, path):
         columns = (("train_loss", "training loss, mean squared error of the velocity"), ("score", "score at the end"))

@@ -177,7 +177,7 @@ def describe(areas, name):
         yield f"{name}: area {a.x} {a.y} {a.width} {a.height}, blocks of {size}, confidence {a.confidence:.2f}"
 
 
-def draw_areas(pixels, areas):
+def mark_areas(pixels, areas):
     """The photo in RGB with the areas' edges in red and their grids in yellow."""
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).convert("RGB")
     pen = ImageDraw.Draw(image)
@@ -271,7 +271,7 @@ def depixelate_photo(config, path, base, search, restores):
             written.append(base + suffix)
 
     if areas and config.preview:
-        save(draw_areas(pixels, areas), None, profile if pixels.shape[2] == 3 else None, WRITTEN[2])
+        save(mark_areas(pixels, areas), None, profile if pixels.shape[2] == 3 else None, WRITTEN[2])
     elif areas:
         suffixes = sample_suffixes(config.samples)
         result = restore_areas(restores[0], pixels, areas)

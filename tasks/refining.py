@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from tasks import load_task
-from tasks.evaluation import Model, load_network, plot_sheet, training_record
+from tasks.evaluation import Model, load_network, plot_images, training_record
 from tasks.restoration import restore
 from utils import UserError, config_from_dict, load_checkpoint, show
 
@@ -99,6 +99,4 @@ def plot_possible(predict, pixelated_images, known_arrays, images, count, device
     if possible:
         spread = torch.stack(possible).float().std(dim=0, correction=0)
         columns[f"{SPREAD} times their deviation"] = (SPREAD * spread).clamp(max=255)
-    columns = {title: values.cpu() for title, values in columns.items() if values is not None}
-    rows = [[(values[i, 0], title * (i == 0), "") for title, values in columns.items()] for i in range(len(given[0]))]
-    plot_sheet(rows, path)
+    plot_images({title: values.cpu() for title, values in columns.items() if values is not None}, path)

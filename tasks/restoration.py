@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from architectures import BlockGrid, interpolate
 from datasets import SIZE_RANGE
-from tasks.evaluation import plot_sheet, save_figure
+from tasks.evaluation import plot_images, save_figure
 
 BATCH = 256  # images measured or restored at once; more fill the groups of equal windows better, and take more memory
 # Scores of the course's leaderboard of 2023, on other photos of the same set.
@@ -96,18 +96,14 @@ def plot_samples(pixelated_images, known_arrays, predictions, images, path, note
     """
     grid = BlockGrid(pixelated_images / 255, ~known_arrays, range(SIZE_RANGE[0], SIZE_RANGE[1] + 1))
     start = interpolate(pixelated_images / 255, grid.expected_means(pixelated_images / 255), grid) * 255
-    columns = {"pixelated": pixelated_images, "interpolation": start, "prediction": predictions}
+    columns, captions = {"pixelated": pixelated_images, "interpolation": start, "prediction": predictions}, {}
     if images is not None:
         off = 4 * (predictions.int() - images.int()).abs()
-        columns = {"truth": images, **columns, "error, black 0, white 64 or more": off.clamp(0, 255)}
+        title = "error, black 0, white 64 or more"
+        columns = {"truth": images, **columns, title: off.clamp(0, 255)}
         errors = rmse_per_image(predictions.double(), images.double(), known_arrays)
-    rows = [
-        [(images[i, 0], title * (i == 0), "") for title, images in columns.items()] for i in range(len(predictions))
-    ]
-    if images is not None:
-        for row, error in zip(rows, errors):
-            row[-1] = (*row[-1][:2], f"RMSE {error:.1f} grey levels")
-    plot_sheet(rows, path, note)
+        captions[title] = [f"RMSE {error:.1f} grey levels" for error in errors]
+    plot_images(columns, path, captions, note)
 
 
 def plot_errors(errors, geometry, names, path):

@@ -17,11 +17,10 @@ from tasks import Action
 from tasks.adversarial import Adversarial, AdversarialConfig
 from tasks.evaluation import (
     Measurement,
-    Model,
     load_models,
     mae_per_image,
     plot_columns,
-    plot_sheet,
+    plot_images,
     psnr_per_image,
     ssim_per_image,
 )
@@ -209,18 +208,14 @@ class SuperResolution(Adversarial):
         )
         self.validation_set = CachedPhotos(cache, validation_indices, config.downscaling, config.antialias)
 
-    def count_images(self):
-        return min(len(self.training_set.indices), self.config.max_images or self.config.crops)
-
-    def loss(self, part, parts, batch):
-        if part == "discriminator":
-            return self.tell_apart(parts[part])
+    def loss(self, name, parts, batch):
+        if name == "discriminator":
+            return self.tell_apart(parts[name])
         small, large = (crops.float() / 255 for crops in batch)
-        enlarged = parts[part](small).float()
+        enlarged = parts[name](small).float()
         loss = (F.l1_loss if self.config.loss == "l1" else F.mse_loss)(enlarged, large)
         known, everywhere = F.interpolate(small, scale_factor=2), torch.ones_like(large[:, :1])
-        losses = self.deceive(parts, {"train_loss": loss}, enlarged, large, known, everywhere)
-        return losses, loss.new_tensor(len(large), dtype=torch.float64)
+        return self.deceive(parts, loss, enlarged, large, known, everywhere), len(large)
 
     # ---------------------------------------------------------------------------------------------- measuring
 
@@ -273,9 +268,7 @@ class SuperResolution(Adversarial):
         )
 
     def compared(self, models, device):
-        models = with_refined(self, models, device)
-        names = [model.name for model in models]
-        return models + [Model(name, network) for name, network in self.baselines().items() if name not in names]
+        return super().compared(with_refined(self, models, device), device)
 
     def report(self, models, measured):
         if measured.outputs:
@@ -300,14 +293,11 @@ class SuperResolution(Adversarial):
         """
         small, bicubic, restored, truth = sample
         columns = {"half the size": small, "bicubic": bicubic, "restored": restored, "truth": truth}
-        rows = [
-            [(photos[i].permute(1, 2, 0), title * (i == 0), "") for title, photos in columns.items()]
-            for i in range(len(truth))
-        ]
-        for i, row in enumerate(rows):
-            for k, photos in ((1, bicubic), (2, restored)):
-                row[k] = (*row[k][:2], f"PSNR on Y {figures_of(photos[i], truth[i])['psnr_y']:.2f} dB")
-        plot_sheet(rows, path)
+        texts = {
+            title: [f"PSNR on Y {figures_of(*pair)['psnr_y']:.2f} dB" for pair in zip(columns[title], truth)]
+            for title in ("bicubic", "restored")
+        }
+        plot_images(columns, path, texts)
 
     def pictures(self, sample):
         return {"restored, truth": torch.cat(sample[2:], 3)}

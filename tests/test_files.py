@@ -38,7 +38,7 @@ def test_samples_are_areas_in_the_form_of_the_challenge():
     assert not np.array_equal(later[0], again[0])
     few = FileAreas(Photos(), range(3), 0, 40, distinct=2)
     assert np.array_equal(few[0, 1][0], few[4, 7][0]) and np.array_equal(few[0, 1][0], areas[0, 1][0])
-    fixed = FileAreas(Photos(), range(3), 0, 4, crops=False)
+    fixed = FileAreas(Photos(), range(3), 0, 4, training=False)
     assert np.array_equal(fixed[2][0], fixed[2][0]) and not np.array_equal(fixed[2][0], areas[0, 2][0])
 
 

@@ -24,7 +24,7 @@ from tasks.files import Files  # noqa: E402
 from tasks.finding import compare_areas  # noqa: E402
 from tasks.images import open_cache  # noqa: E402
 from tasks.mosaics import FORMATS, Area, MosaicPhotos, compress, pixelate_area  # noqa: E402
-from tasks.own_photos import draw_areas, find_areas, load_finder, save_photo  # noqa: E402
+from tasks.own_photos import find_areas, load_finder, mark_areas, save_photo  # noqa: E402
 
 
 def errors_inside(picture, truth, areas):
@@ -60,7 +60,7 @@ def measure(pictures, predict, finder, device, precision, sheet, sizes):
             errors = (errors_inside(image, truth, [area]) for image in (pixels, result))
             sizes.append(((area.block_width + area.block_height) / 2, hit, *errors))
         if len(sheet) < 3 and len(areas) > 1 and file != "PNG":
-            sheet.append(np.concatenate([draw_areas(pixels, found), result, truth], axis=1))
+            sheet.append(np.concatenate([mark_areas(pixels, found), result, truth], axis=1))
         yield file, len(areas), sum(hits), false, error if any(hits) else np.nan, before, after, seconds
 
 
