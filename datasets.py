@@ -25,9 +25,18 @@ SIZE_RANGE = (4, 16)  # of the blocks, in pixels a side, inclusive
 
 # ------------------------------------------------------------------------------------------------ the course's part
 
-# The sRGB transfer function (IEC 61966-2-1), tabulated for the 256 values of 8-bit images.
-_TO_LINEAR = np.arange(256) / 255
-_TO_LINEAR = np.where(_TO_LINEAR <= 0.04045, _TO_LINEAR / 12.92, ((_TO_LINEAR + 0.055) / 1.055) ** 2.4)
+
+def to_linear(values):
+    """sRGB values to linear light, both 0 to 1 (IEC 61966-2-1)."""
+    return np.where(values <= 0.04045, values / 12.92, ((np.maximum(values, 0) + 0.055) / 1.055) ** 2.4)
+
+
+def from_linear(values):
+    """The inverse of `to_linear`."""
+    return np.where(values <= 0.0031308, 12.92 * values, 1.055 * np.maximum(values, 0) ** (1 / 2.4) - 0.055)
+
+
+_TO_LINEAR = to_linear(np.arange(256) / 255)  # of the values of 8-bit images
 
 
 def to_grayscale(pil_image):
@@ -43,18 +52,24 @@ def to_grayscale(pil_image):
         raise ValueError(f"image must have shape (H, W) or (H, W, 3), not {image.shape}")
     if image.shape[2] != 3:
         raise ValueError(f"image must have 3 channels, not {image.shape[2]}: its shape is {image.shape}")
-    if image.dtype == np.uint8:
-        linear = _TO_LINEAR[image]
-    else:
-        rgb = image / 255
-        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((np.maximum(rgb, 0) + 0.055) / 1.055) ** 2.4)
+    linear = _TO_LINEAR[image] if image.dtype == np.uint8 else to_linear(image / 255)
     luminance = 0.2126 * linear[..., 0] + 0.7152 * linear[..., 1] + 0.0722 * linear[..., 2]
-    encoded = (
-        np.where(luminance <= 0.0031308, 12.92 * luminance, 1.055 * np.maximum(luminance, 0) ** (1 / 2.4) - 0.055) * 255
-    )
+    encoded = from_linear(luminance) * 255
     if np.issubdtype(image.dtype, np.integer):
         encoded = np.round(encoded)
     return encoded.astype(image.dtype)[None]
+
+
+def means_between(values, rows, columns):
+    """The mean of each cell between these lines, float64: (H, W, ...) -> (len(rows) - 1, len(columns) - 1, ...)."""
+    sums = np.add.reduceat(np.add.reduceat(values, rows[:-1], axis=0, dtype=np.float64), columns[:-1], axis=1)
+    counts = np.diff(rows)[:, None] * np.diff(columns)
+    return sums / counts.reshape(*counts.shape, *[1] * (values.ndim - 2))
+
+
+def spread_between(cells, rows, columns):
+    """The value of each cell in the place of its pixels: the inverse of `means_between`, for constant cells."""
+    return cells.repeat(np.diff(rows), axis=0).repeat(np.diff(columns), axis=1)
 
 
 def block_means(values, size):
@@ -62,11 +77,8 @@ def block_means(values, size):
 
     Blocks of size x size pixels start at the top-left corner; the last column and row of them are cut off at the edge.
     """
-    rows, columns = (np.arange(0, length, size) for length in values.shape[:2])
-    heights, widths = np.diff(rows, append=values.shape[0]), np.diff(columns, append=values.shape[1])
-    sums = np.add.reduceat(np.add.reduceat(values, rows, axis=0, dtype=np.float64), columns, axis=1)
-    counts = (heights[:, None] * widths).reshape(len(rows), len(columns), *[1] * (values.ndim - 2))
-    return (sums / counts).repeat(heights, axis=0).repeat(widths, axis=1)
+    lines = [np.append(np.arange(0, length, size), length) for length in values.shape[:2]]
+    return spread_between(means_between(values, *lines), *lines)
 
 
 def to_8_bits(pil_image):

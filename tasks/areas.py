@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets import SIZE_RANGE, block_means
+from datasets import SIZE_RANGE, block_means, means_between, spread_between
 from tasks.finder import SMALLEST, region_boxes
-from tasks.mosaics import LIGHT, Area, from_light, means_between, spread_between, to_light
+from tasks.mosaics import LIGHT, Area, from_light, to_light
 from tasks.restoration import restore_float
 
 WORKING_SIZE = 12  # of larger blocks at the scale at which they are restored

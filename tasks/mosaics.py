@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import Dataset
 
+from datasets import from_linear, means_between, spread_between, to_linear
 from synthetic import synthetic_colour_image
 
 AVERAGES = (
@@ -83,28 +84,14 @@ def grid_lines(length, side, phase):
     return np.unique(np.concatenate([[0], lines[(lines > 0) & (lines < length)], [length]]))
 
 
-def means_between(values, rows, columns):
-    """The mean of each cell between these lines, float64: (H, W, ...) -> (len(rows) - 1, len(columns) - 1, ...)."""
-    sums = np.add.reduceat(np.add.reduceat(values, rows[:-1], axis=0, dtype=np.float64), columns[:-1], axis=1)
-    counts = np.diff(rows)[:, None] * np.diff(columns)
-    return sums / counts.reshape(*counts.shape, *[1] * (values.ndim - 2))
-
-
-def spread_between(cells, rows, columns):
-    """The value of each cell in the place of its pixels: the inverse of `means_between`, for constant cells."""
-    return cells.repeat(np.diff(rows), axis=0).repeat(np.diff(columns), axis=1)
-
-
 def to_light(values):
-    """sRGB values, 0 to 255, to linear light on the same scale (IEC 61966-2-1)."""
-    values = np.asarray(values, dtype=np.float64) / 255
-    return 255 * np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    """sRGB values, 0 to 255, to linear light on the same scale."""
+    return 255 * to_linear(np.asarray(values, dtype=np.float64) / 255)
 
 
 def from_light(values):
     """The inverse of `to_light`."""
-    values = np.clip(values, 0, None) / 255
-    return 255 * np.where(values <= 0.0031308, values * 12.92, 1.055 * values ** (1 / 2.4) - 0.055)
+    return 255 * from_linear(np.clip(values, 0, None) / 255)
 
 
 LIGHT = to_light(np.arange(256))

@@ -13,6 +13,7 @@ from conftest import contents, save_photo
 from PIL import Image
 
 import main as entry
+from datasets import means_between, spread_between
 from synthetic import synthetic_colour_image
 from tasks import finder as finding_areas
 from tasks.areas import block_values, keep_values
@@ -39,9 +40,7 @@ from tasks.mosaics import (
     grid_lines,
     is_visible,
     log_distance,
-    means_between,
     pixelate_area,
-    spread_between,
     to_light,
 )
 from tasks.own_photos import read_photo
