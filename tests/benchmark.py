@@ -113,9 +113,9 @@ SIZES = {  # network options of ResidualUNet
 CHAINS = (  # logs of shipped runs; a later one goes on from the model before it
     ("DeePixV1", ["DeePixV1"]),
     ("BasicCNN", ["BasicCNN"]),
-    ("ResidualUNet, small", ["small"]),
+    ("ResidualUNet, small", ["small_start", "small"]),
     ("ResidualUNet, default", ["photos_start", "photos_margin8", "photos_long"]),
-    ("ResidualUNet, default, then with a margin of 16", ["photos_start", "photos_margin8", "photos"]),
+    ("ResidualUNet, default, margin 16, then wider", ["photos_start", "photos_margin8", "photos", "photos_wide"]),
     ("ResidualUNet, three stages", ["speed"]),
 )
 # Its authors' samples; its score on the leaderboard, and IdentityModel's on the photos of the leaderboard.
