@@ -255,6 +255,7 @@ def restore_run(config, task, parts, state):
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
         run = Run(**state["run"])
+        before = dict(state.get("sources", task.sources))  # earlier versions did not keep them
         fits = isinstance(run.step, int) and isinstance(run.sums, dict) and isinstance(run.rows, list)
         if not fits or state["run"].keys() != {field.name for field in dataclasses.fields(Run)}:
             raise ValueError("what it counts makes no sense")
@@ -264,9 +265,8 @@ def restore_run(config, task, parts, state):
         raise UserError(f"{path}: holds no state of this program ({reason}); start a new run with --init") from None
     if state["images"] != task.fingerprint():
         raise UserError(f"images: {config.images} no longer holds the same photos; start a new run with --init")
-    before = state.get("sources", task.sources)  # earlier versions did not keep them
     for name in before.keys() | task.sources.keys():
         if before.get(name) != task.sources.get(name):
-            path = getattr(config, name)
+            path = getattr(config, name, None)
             raise UserError(f"{name}: {path} is not what the run began with; name that, or start a new run with --init")
     return run
