@@ -113,7 +113,7 @@ SIZES = {  # network options of ResidualUNet
 CHAINS = (  # logs of shipped runs; a later one goes on from the model before it
     ("DeePixV1", ["DeePixV1"]),
     ("BasicCNN", ["BasicCNN"]),
-    ("ResidualUNet, small", ["small_start", "small"]),
+    ("ResidualUNet, small", ["small_start", "small_20", "small"]),
     ("ResidualUNet, default", ["photos_start", "photos_margin8", "photos_long"]),
     ("ResidualUNet, default, margin 16, then wider", ["photos_start", "photos_margin8", "photos", "photos_wide"]),
     ("ResidualUNet, three stages", ["speed"]),
