@@ -1,6 +1,7 @@
 """Pixelated areas of a photo of any size and colour: found where they are exact, and restored."""
 
 from dataclasses import replace
+from functools import reduce
 from itertools import islice
 from math import ceil
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets import SIZE_RANGE, block_means, means_between, spread_between
+from datasets import SIZE_RANGE, means_between, spread_between
 from tasks.finder import SMALLEST, region_boxes
 from tasks.mosaics import LIGHT, Area, from_light, to_light
 from tasks.restoration import restore_float
@@ -17,9 +18,8 @@ from tasks.restoration import restore_float
 WORKING_SIZE = 12  # of larger blocks at the scale at which they are restored
 MOST = 200  # boxes of a photo, the largest, that are looked at for exact blocks
 GRIDS_TRIED = 3  # in each
-SMALLEST_STEP = 2.5  # grey levels from a block to the next, on average, twice that on JPEG's grid; in gradients it is 1
-BY_CHANCE = 12  # constant blocks, small or on the grid of JPEG, that are not thought to come by chance
-FLAT_AREAS = 20  # of a single value each that may be larger than the pixelated rectangle
+SMALLEST_STEP = 2.5  # grey levels from a block to the next, on average, twice that where chance is near; in gradients 1
+BY_CHANCE = 12  # constant blocks from which on, small or on the grid of JPEG, they are not thought to come by chance
 AROUND = 16  # pixels around a found area in which its exact edges are looked for
 WHOLE_SIDE = 0.1  # pixels by which the fit of a whole number may be off
 SAME = 0.5  # share of an area from which on it is the same as another
@@ -51,51 +51,61 @@ def estimate_block_size(values):
     return max(size for size, spread in zip(sizes, spreads) if spread <= limit)
 
 
-def find_constant(pixels):
-    """Which pixels belong to a constant 2x2 square, (H, W) bool, of a photo, (H, W, C)."""
-    equal_right = (pixels[:, :-1] == pixels[:, 1:]).all(axis=2)
-    equal_down = (pixels[:-1] == pixels[1:]).all(axis=2)
-    constant = equal_right[:-1] & equal_right[1:] & equal_down[:, :-1]
-    covered = np.zeros(pixels.shape[:2], dtype=bool)
-    for top in (0, 1):
-        for left in (0, 1):
-            covered[top : top + constant.shape[0], left : left + constant.shape[1]] |= constant
-    return covered
+def alike(pixels):
+    """(across, down): which pixels of a photo, (H, W, C), equal the one to their left, and above: (H, W) bool each.
 
-
-def find_area(pixels):
-    """(x, y, width, height) of the pixelated rectangle: the largest that is covered by constant 2x2 squares, and not by
-    a single value, as a white margin is.
-
-    None where there is none of more than 4x4 pixels that is made of blocks (a JPEG, say, has blurred them).
+    Those at the photo's edge do.
     """
-    covered = find_constant(pixels)
-    for _ in range(FLAT_AREAS):
-        x, y, width, height = _largest_rectangle(covered)
-        if width <= 4 or height <= 4:
-            return None
-        area = pixels[y : y + height, x : x + width]
-        if not (area == area[0, 0]).all():
-            return _with_last_blocks(pixels, x, y, width, height)
-        covered[y : y + height, x : x + width] = False
-    return None
+    across, down = np.ones((2, *pixels.shape[:2]), dtype=bool)
+    for channel in np.moveaxis(pixels, 2, 0):
+        across[:, 1:] &= channel[:, 1:] == channel[:, :-1]
+        down[1:] &= channel[1:] == channel[:-1]
+    return across, down
+
+
+def find_constant(across, down):
+    """Which pixels belong to a constant 2x2 square, (H, W) bool, by what `alike` returns."""
+    return _covered(across[:-1, 1:] & across[1:, 1:] & down[1:, 1:], 2, 2)
+
+
+def opened(mask, height, width):
+    """The opening of a mask, (H, W) bool: its pixels that lie in a rectangle of this size that is True everywhere."""
+    if mask.shape[0] < height or mask.shape[1] < width:
+        return np.zeros_like(mask)
+    return _covered(_all_true(mask, height, width), height, width)
+
+
+def _all_true(mask, height, width):
+    """Whether the rectangle of this size at each place is True everywhere: (H - height + 1, W - width + 1) bool."""
+    for side in (height, width):
+        length = 1
+        while length < side:
+            step = min(length, side - length)
+            mask, length = mask[:-step] & mask[step:], length + step
+        mask = mask.T
+    return mask
+
+
+def _covered(starts, height, width):
+    """Which pixels lie in one of the rectangles of this size that begin where starts is True."""
+    return ~_all_true(~np.pad(starts, ((height - 1,) * 2, (width - 1,) * 2)), height, width)
 
 
 def _largest_rectangle(covered):
     """(x, y, width, height) of the largest rectangle that is True everywhere; 0 each where there is none."""
-    best, heights = (0, 0, 0, 0, 0), np.zeros(covered.shape[1], dtype=int)
-    for bottom, row in enumerate(covered):  # the largest rectangle under a histogram, row by row
-        heights = np.where(row, heights + 1, 0)
-        edges = np.flatnonzero(np.diff(row, prepend=False, append=False))
-        if not len(edges):
-            continue
+    best, rows = (0, 0, 0, 0, 0), np.arange(len(covered), dtype=np.int32)
+    gaps = np.maximum.accumulate(np.where(covered, np.int32(-1), rows[:, None]))  # the last row that is False
+    ending = covered.copy()  # what is True in the next row too makes a larger rectangle there
+    ending[:-1] &= ~covered[1:]
+    for bottom in np.flatnonzero(ending.any(axis=1)):  # the largest rectangle under a histogram, row by row
+        heights = bottom - gaps[bottom]
+        edges = np.flatnonzero(np.diff(covered[bottom], prepend=False, append=False))
         starts, ends = edges[::2], edges[1::2]  # of what is True in this row
         hopeful = np.maximum.reduceat(heights, starts) * (ends - starts) >= best[0]
-        if bottom + 1 < len(covered):  # what is True in the next row too makes a larger rectangle there
-            hopeful &= ~np.logical_and.reduceat(covered[bottom + 1] | ~row, starts)
+        hopeful &= np.logical_or.reduceat(ending[bottom], starts)
         for left, right in zip(starts[hopeful], ends[hopeful]):
             best = max(best, _largest_below(heights[left:right], left, bottom))
-    return best[1:]
+    return tuple(map(int, best[1:]))
 
 
 def _largest_below(heights, left, bottom):
@@ -111,32 +121,20 @@ def _largest_below(heights, left, bottom):
     return best
 
 
-def _with_last_blocks(pixels, x, y, width, height):
-    """The rectangle as `find_area` gives it, with a last row and column that are one pixel wide where there are any."""
-    size = estimate_block_size(pixels[y : y + height, x : x + width])
-    column = pixels[y : y + height, x + width : x + width + 1]
-    if width % size == 0 and column.size and np.array_equal(block_means(column, size), column):
-        width += 1
-    row = pixels[y + height : y + height + 1, x : x + width]
-    if height % size == 0 and row.size and np.array_equal(block_means(row, size), row):
-        height += 1
-    area = pixels[y : y + height, x : x + width]
-    return (x, y, width, height) if np.array_equal(block_means(area, size), area) else None
-
-
 def find_exact(pixels):
     """The Areas whose blocks the file has kept to the bit, as a PNG does.
 
     Of each region of constant pixels those, one after the other, that a grid of blocks explains.
     """
-    covered, found, looked_at = find_constant(pixels), [], set()
+    same, found, looked_at = alike(pixels), [], set()
+    covered = opened(find_constant(*same), SMALLEST - 1, SMALLEST - 1)
     free = np.ones(covered.shape, dtype=bool)  # of areas that were found
     while len(looked_at) < MOST:
         boxes = list(islice((box for box in region_boxes(covered) if box not in looked_at), MOST - len(looked_at)))
         looked_at.update(boxes)
         before = len(found)
         for box in boxes:
-            area = _largest_exact(pixels, box, free)
+            area = _largest_exact(pixels, box, free, same)
             if area:
                 found.append(area)
                 free[area.box()] = covered[area.box()] = False
@@ -145,26 +143,25 @@ def find_exact(pixels):
     return found
 
 
-def _largest_exact(pixels, box, free):
-    """The largest exact Area that begins in a box (top, bottom, left, right), or None. free: see exact_area."""
-    top, bottom, left, right = box
+def _largest_exact(pixels, box, free, same):
+    """The largest exact Area that begins in a box (top, bottom, left, right), or None. free, same: see exact_area."""
+    # Blocks of which a pixel's width is left have no constant square, and lie beside the box.
+    top, bottom, left, right = max(0, box[0] - 1), box[1] + 1, max(0, box[2] - 1), box[3] + 1
     inside, trials = pixels[top:bottom, left:right], []
     if min(np.count_nonzero(steps > SMALLEST_STEP) for steps in _steps(inside)) < SMALLEST:
         return None
-    near = find_area(inside)
-    if near:
-        trials.append(square_area(pixels, (near[0] + left, near[1] + top, *near[2:])))
-    for grid in exact_grids(inside):
-        trials.append(exact_area(pixels, Area(left, top, right - left, bottom - top, *grid), 0, free))
+    for grid in exact_grids(*(neighbours[top:bottom, left:right] for neighbours in same)):
+        area = Area(left, top, right - left, bottom - top, *grid)
+        trials.append(exact_area(pixels, area, 0, free, same))
     for area in list(filter(None, trials)):
-        wider = exact_area(pixels, area, max(area.width, area.height), free)
+        wider = exact_area(pixels, area, max(area.width, area.height), free, same)
         while wider and wider.width * wider.height > area.width * area.height:  # the box has cut it
-            area, wider = wider, exact_area(pixels, wider, max(wider.width, wider.height), free)
+            area, wider = wider, exact_area(pixels, wider, max(wider.width, wider.height), free, same)
         trials.append(area)
     good = [area for area in trials if area and is_exact(pixels, area) and free[area.box()].all()]
     largest = max(good, key=lambda area: area.width * area.height, default=None)
     if largest:
-        least = SMALLEST_STEP * (1 + _on_jpeg_grid(largest))
+        least = SMALLEST_STEP * (1 + (_on_jpeg_grid(largest) or np.prod(_whole_blocks(largest)) < BY_CHANCE))
         if all(steps.sum() > least * np.count_nonzero(steps) for steps in _steps(pixels[largest.box()])):
             return largest
     return None
@@ -176,21 +173,31 @@ def _on_jpeg_grid(area):
     return not ((rows[1:-1] + area.y) % 8).any() and not ((columns[1:-1] + area.x) % 8).any()
 
 
+def _whole_blocks(area):
+    """How many whole blocks an Area has along y and along x."""
+    sides = (area.block_height, area.block_width)
+    return [(np.diff(lines) >= np.floor(side)).sum() for lines, side in zip(area.lines(), sides)]
+
+
 def _steps(values):
-    """By how many grey levels each pixel of (H, W, C) differs from the one below, and from the one to the right."""
-    return [np.abs(np.diff(values.astype(np.int16), axis=axis)).max(axis=2) for axis in (0, 1)]
+    """Yields by how many grey levels each pixel of (H, W, C) differs from the one above, and from the one to the left,
+    in the channel in which it does most. uint8."""
+    for a, b in ((values[1:], values[:-1]), (values[:, 1:], values[:, :-1])):
+        steps = np.maximum(a, b) - np.minimum(a, b)
+        yield reduce(np.maximum, np.moveaxis(steps, 2, 0))
 
 
-def exact_grids(pixels):
+def exact_grids(across, down):
     """(width, height, phase_x, phase_y) of the square blocks, some at most, that constant runs of pixels speak for.
 
-    Runs along rows and columns vote for their length and their start modulo that, as an Area's phases.
+    Runs along rows and columns vote for their length and their start modulo that, as an Area's phases. across, down:
+    as from `alike`.
     """
     votes = []
-    for values in (pixels, pixels.transpose(1, 0, 2)):
-        lines, ends = np.nonzero((values[:, 1:] != values[:, :-1]).any(axis=2))
+    for neighbours in (across, down.T):
+        lines, ends = np.nonzero(~neighbours[:, 1:])
         lengths, starts = np.diff(ends), ends[:-1] + 1
-        inside = (np.diff(lines) == 0) & (lengths >= 3)
+        inside = (np.diff(lines) == 0) & (lengths >= 2)
         lengths, starts = lengths[inside], starts[inside]
         keys, counts = np.unique(lengths * 2**32 + starts % np.maximum(lengths, 1), return_counts=True)
         order = np.argsort(counts, kind="stable")
@@ -199,28 +206,32 @@ def exact_grids(pixels):
     return [(float(side), float(side), *(float(vote[side][1]) for vote in votes)) for side in sides[:GRIDS_TRIED]]
 
 
-def exact_area(pixels, area, around=AROUND, free=None):
+def exact_area(pixels, area, around=AROUND, free=None, same=None):
     """An Area that was found with the edges that its blocks have to the bit, or None where a file has not kept them.
 
     The largest rectangle in which each pixel equals its left and its upper neighbour, but on lines of the grid.
     around: pixels around it in which its edges may lie. free: (H, W) bool, pixels that may be in it; None: all.
+    same: what `alike` returns, where that is known.
     """
     sides = [round(side) for side in (area.block_width, area.block_height)]
     if max(abs(area.block_width - sides[0]), abs(area.block_height - sides[1])) > WHOLE_SIDE:
         return None
     y, x = max(0, area.y - around), max(0, area.x - around)
     box = slice(y, area.y + area.height + around), slice(x, area.x + area.width + around)
-    near = pixels[box]
+    same = [neighbours[box] for neighbours in same] if same else alike(pixels[box])
     first = round(area.x + area.phase_x) - x, round(area.y + area.phase_y) - y
-    equal = np.ones(near.shape[:2], dtype=bool) if free is None else free[box].copy()
-    across, down = (
-        np.arange(length) % side == start % side for length, side, start in zip(near.shape[1::-1], sides, first)
-    )
-    equal[:, 1:] &= (near[:, 1:] == near[:, :-1]).all(axis=2) | across[1:]
-    equal[1:] &= (near[1:] == near[:-1]).all(axis=2) | down[1:, None]
-    left, top, width, height = _largest_rectangle(equal)
-    if not width:
+    on_line = [(np.arange(n) - start) % side == 0 for n, side, start in zip(same[0].shape[::-1], sides, first)]
+    on_line[0][0] = on_line[1][0] = True  # what is before is not looked at
+    equal = (same[0] | on_line[0]) & (same[1] | on_line[1][:, None])
+    equal = opened(equal if free is None else equal & free[box], 2 * sides[1] + 1, 2 * sides[0] + 1)
+    if not equal.any():  # and smaller ones is_exact does not believe
         return None
+    left, top, width, height = _largest_rectangle(equal)
+    # A first column that is not on a line equals the one before, which is of the same block then; so do rows.
+    left_more, top_more = not on_line[0][left], not on_line[1][top]
+    if free is not None and not free[box][top - top_more : top + height, left - left_more : left + width].all():
+        left_more = top_more = 0
+    left, top, width, height = left - left_more, top - top_more, width + left_more, height + top_more
     phases = [float((start - edge) % side) for start, edge, side in zip(first, (left, top), sides)]
     exact = Area(left + x, top + y, width, height, *map(float, sides), *phases, area.average, area.confidence)
     return exact if is_exact(pixels, exact) else None
@@ -232,10 +243,7 @@ def is_exact(pixels, area):
     2 a side are whole; more where they are small, or on the grid of JPEG, whose blocks are constant in smooth places.
     """
     (rows, columns), side = area.lines(), min(area.block_width, area.block_height)
-    whole = [
-        (np.diff(lines) >= np.floor(length)).sum()
-        for lines, length in ((rows, area.block_height), (columns, area.block_width))
-    ]
+    whole = _whole_blocks(area)
     if min(whole) < 2 or (_on_jpeg_grid(area) or side <= 4) and whole[0] * whole[1] < BY_CHANCE:
         return False
     cells = means_between(pixels[area.box()], rows, columns)
@@ -252,7 +260,7 @@ def square_area(pixels, rectangle):
     """
     x, y, width, height = rectangle
     inside = pixels[y : y + height, x : x + width]
-    for grid in exact_grids(inside):
+    for grid in exact_grids(*alike(inside)):
         area = exact_area(inside, Area(0, 0, width, height, *grid), around=0)
         if area and (area.width, area.height) == (width, height):
             return replace(area, x=x, y=y)

@@ -238,11 +238,10 @@ def split(region):
     for axis in (0, 1) if differs > max(PART, UNEVEN * region.sum()) else ():
         steps = np.abs(np.diff(region.sum(axis=1 - axis, dtype=np.int64)))
         for at in np.argsort(-steps)[:STEPS] + 1:
-            before = (np.arange(region.shape[axis]) < at)[:, None] if axis == 0 else np.arange(region.shape[1]) < at
-            halves = [region & before, region & ~before]
-            left = sum(map(_unlike_box, halves))
+            left = sum(map(_unlike_box, np.split(region, [at], axis=axis)))
             if left < best:
-                best, parts = left, halves
+                before = np.arange(region.shape[axis]).reshape((-1, 1) if axis == 0 else -1) < at
+                best, parts = left, [region & before, region & ~before]
     return [part for half in parts for part in split(half)] if parts else [region]
 
 

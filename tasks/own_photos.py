@@ -18,7 +18,7 @@ from tqdm import tqdm
 from datasets import to_8_bits
 from processes import shortage
 from tasks import Action, load_task
-from tasks.areas import SAME, exact_area, find_area, find_exact, parts_of, restore_area, square_area
+from tasks.areas import SAME, exact_area, find_exact, parts_of, restore_area, square_area
 from tasks.evaluation import chosen_model, load_model, load_models
 from tasks.finding import Finding
 from tasks.mosaics import Area, pixelate_area
@@ -330,7 +330,8 @@ def pixelate(task, given, paths):
             pixelate_area(result, Area(x, y, width, height, float(size), float(size), *phases, config.average))
             print(f"{show(path)}: pixelated {width} x {height} pixels at {x}, {y}, blocks of {size}: {show(written)}")
         save_photo(result, alpha, profile, written, config.quality)
-        if not config.quality and not config.area and find_area(result) != (*start, *middle):
+        middle_box = slice(start[1], start[1] + middle[1]), slice(start[0], start[0] + middle[0])
+        if not config.quality and not config.area and middle_box not in [area.box() for area in find_exact(result)]:
             print(f"To restore it, say where it is: --depixelate FILE --area {' '.join(map(str, (*start, *middle)))}")
     return 0
 

@@ -326,8 +326,8 @@ def test_a_flat_area_is_no_pixelation():
     pixels[:70, 70:] = 250  # a sky
     area = slice(90, 130), slice(100, 140)
     pixels[area] = np.floor(block_means(pixels[area], 8))
-    assert areas.find_area(pixels) == (100, 90, 40, 40)
-    assert areas.find_area(np.full((50, 50, 1), 7, np.uint8)) is None
+    assert [area.box() for area in areas.find_exact(pixels)] == [area]
+    assert areas.find_exact(np.full((50, 50, 1), 7, np.uint8)) == []
 
 
 @pytest.mark.parametrize("width, height", [(8, 8), (8, 500), (500, 8), (20, 20), (9, 31)])
