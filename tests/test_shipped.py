@@ -11,11 +11,12 @@ from PIL import Image
 
 from architectures import BlockGrid
 from datasets import HEIGHT_RANGE, SIZE_RANGE, WIDTH_RANGE, draw_rectangle, prepare_image
+from main import main
 from synthetic import synthetic_image
 from tasks import load_task
 from tasks.evaluation import load_weights
 from tasks.restoration import restore, rmse_per_image
-from utils import ROOT, config_from_dict, load_checkpoint
+from utils import ROOT, config_from_dict, load_checkpoint, show
 
 NAMES = ("photos", "small", "BasicCNN", "DeePixV1")
 OTHERS = {"MNIST": "accuracy", "FashionMNIST": "accuracy"}  # other tasks' models: their score
@@ -112,3 +113,26 @@ def test_predictions_of_the_others(name, samples):
         assert torch.equal(prediction[known], pixelated[known])
         scores.append(rmse_per_image(prediction.double(), images.double(), known).mean())
     assert scores[0] < 0.9 * identity and abs(scores[0] - scores[1]) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "column", "reference"),
+    (
+        ("super_resolution", ("SR", "BasicSRModel", "SR_real"), "psnr_y", "bicubic"),
+        ("denoising", ("denoising_unet", "denoising", "denoising_skip"), "psnr", "minus mean"),
+        ("classification", ("MNIST",), "accuracy", 0.8),
+        ("flow", ("flow",), "score", "IdentityModel"),
+    ),
+)
+@pytest.mark.usefixtures("figures")
+def test_the_other_tasks_models_do_what_they_are_for(task, names, column, reference, tmp_path):
+    """On images that the program draws, better than what needs no training."""
+    paths = [os.path.join(ROOT, "models", f"{name}.pt") for name in names]
+    options = ["--images", "synthetic", "--synthetic_images", "20" if task in ("super_resolution", "flow") else "200"]
+    folders = ["--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache")]
+    assert main(["--task", task, "--evaluate", *paths, *options, *folders, "--device", "cpu", "--name", "it"]) == 0
+    with open(tmp_path / "losses" / "it_evaluation.csv", encoding="utf-8") as file:
+        table = {row["model"]: float(row[column]) for row in csv.DictReader(file)}
+    figures = [table.pop(show(path)) for path in paths]
+    bar, sign = table.get(reference, reference), -1 if column == "score" else 1
+    assert all(sign * figure > sign * bar for figure in figures)
