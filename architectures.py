@@ -4,14 +4,13 @@ Depixelation: (N, 2, H, W) -> (N, 1, H, W), float32. Input channel 0: the pixela
 (uint8 / 255). Channel 1: the known mask, 1 where the pixel is original, 0 where it is to be predicted. Output: the
 restored image on the same scale.
 
-ResidualUNet   ours: a U-Net that respects what is known
-DeePixV1       the winner of the 2023 challenge
-BasicCNN       the course's reference
-IdentityModel  the pixelated image itself: what doing nothing scores
+EquivariantUNet  ours: a U-Net that respects what is known, with filters that are tied by the symmetries of the square
+ResidualUNet     the same with free filters, the default of earlier versions
+DeePixV1         the winner of the 2023 challenge
+BasicCNN         the course's reference
+IdentityModel    the pixelated image itself: what doing nothing scores
 
-UNet, for any task: residual blocks at several resolutions. Ronneberger et al. 2015 (U-Net), He et al. 2016 (residual
-blocks), Shi et al. 2016 (pixel shuffle)
-
+UNet, for any task: residual blocks (He et al. 2016) at several resolutions (Ronneberger et al. 2015)
 Denoising, (N, 1, H, W) -> the same: UNet; the exercise sheet's DenoisingCNN
 Classification, (N, 1, 28, 28) in [0, 1] -> (N, classes), logits: ResidualCNN, ours; SimpleCNN, the sheet's kind
 Super-resolution, (N, 3, H, W) in [0, 1] -> (N, 3, 2H, 2W): SubPixelResNet, ours; BasicSRModel, ResidualSRModel
@@ -22,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from datasets import SIZE_RANGE
+from symmetry import SYMMETRIES, tie_filters, transform
 
 # ------------------------------------------------------------------------------------------------ the block grid
 
@@ -221,7 +221,7 @@ class ResidualUNet(UNet):
     size_range: smallest and largest block size that may occur.
     """
 
-    SYMMETRIES = 8  # The block grid is dealt with outside of the U-Net, so what it sees may be flipped and transposed.
+    SYMMETRIES = SYMMETRIES  # The block grid is dealt with outside of the U-Net, so what it sees may be turned.
 
     def __init__(self, channels=(32, 64, 96, 128), blocks=(4, 3, 2, 2), margin=8, size_range=SIZE_RANGE):
         super().__init__(3, 1, channels, blocks)
@@ -276,12 +276,14 @@ class ResidualUNet(UNet):
             return torch.where(unknown, restored, images)
 
 
-def transform(network, maps, symmetry):
-    """The network's output, float32, for the maps in one of eight symmetries, turned back. Bits: x, y, transposed."""
-    axes = [axis for axis, bit in ((3, 1), (2, 2)) if symmetry & bit]
-    maps = maps.flip(axes).mT if symmetry & 4 else maps.flip(axes)
-    output = network(maps.contiguous(memory_format=torch.channels_last)).float()
-    return (output.mT if symmetry & 4 else output).flip(axes)
+class EquivariantUNet(ResidualUNet):
+    """The same with equivariant filters, so that one view is worth eight. channels: multiples of 8."""
+
+    SYMMETRIES = (0,)  # the others give the same
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        tie_filters(self)
 
 
 def interpolate(images, means, grid, deviations=(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1)):
@@ -475,8 +477,6 @@ class SubPixelResNet(nn.Module):
     consistent: the mean of 2x2 pixels of the output is the pixel of the input, as it is where the input was made by
     bilinear downscaling without antialiasing. symmetries: the numbers, 0 (unchanged) to 7, of those to average over.
     """
-
-    SYMMETRIES = 8
 
     def __init__(self, channels=64, blocks=8, consistent=False):
         super().__init__()

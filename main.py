@@ -294,7 +294,7 @@ examples:
   python main.py --images training.zip --max_minutes 37 --name mine     train on the course's photos
   python main.py --resume --name mine                                   go on after an interruption
   python main.py --predict --name mine --test_set test_set.pkl          write the challenge file
-  python main.py --evaluate models/photos.pt models/small.pt --images training.zip   compare models
+  python main.py --evaluate models/photos.pt models/mine.pt --images training.zip   compare models
   python main.py --images training.zip --init models/photos.pt --name more   start from a model's weights
 
 exit status: 0 done; 1 some photos were not restored (a line each says why);

@@ -16,7 +16,6 @@ import typing
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 if sys.platform == "win32":
     import msvcrt
@@ -457,44 +456,3 @@ def load_checkpoint(path, advice, part="weights"):
     if held[0] and part == "weights" and isinstance(checkpoint.get("parts"), dict):
         raise UserError(f"{path}: is the state of a run, for --resume; name its model, without .last")
     raise UserError(f"{path}: not a checkpoint of this program; {advice}")
-
-
-# ------------------------------------------------------------------------------------------------ optimizers
-
-
-class FilterMuon(torch.optim.Muon):
-    """Muon (Jordan et al. 2024) for convolution filters: each is a matrix of outputs x (height * width * inputs).
-
-    Its updates have the size of AdamW's (Liu et al. 2025), times the scale of its parameter group.
-    """
-
-    def __init__(self, filters, weight_decay):
-        """filters: (out, in, h, w) parameters in channels_last format; the optimizer works on views of them."""
-        self.filters = list(filters)
-        matrices = [nn.Parameter(self._matrix(weight.detach())) for weight in self.filters]
-        group = {"params": matrices, "scale": 3.0}  # the best of 1, 3 and 6 in runs of three minutes
-        super().__init__([group], weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-
-    @staticmethod
-    def _matrix(weight):
-        return weight.permute(0, 2, 3, 1).view(len(weight), -1)
-
-    def step(self):
-        for matrix, weight in zip(self.param_groups[0]["params"], self.filters):
-            matrix.grad = self._matrix(weight.grad.contiguous(memory_format=torch.channels_last))
-        super().step()
-
-
-def build_optimizers(kind, parameters, weight_decay):
-    """The optimizers that together train the parameters. muon: for filters between at least 32 channels; else AdamW.
-
-    adam is PyTorch's with its own defaults, as exercise sheets use it: no weight decay. The learning rate of each
-    parameter group is to be multiplied with its "scale".
-    """
-    filters = [p for p in parameters if kind == "muon" and p.ndim == 4 and min(p.shape[:2]) >= 32]
-    chosen = {id(p) for p in filters}
-    group = {"params": [p for p in parameters if id(p) not in chosen], "scale": 1.0}
-    if kind == "adam":
-        return [torch.optim.Adam([group], fused=True)]
-    adamw = torch.optim.AdamW([group], betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
-    return [adamw, FilterMuon(filters, weight_decay)] if filters else [adamw]

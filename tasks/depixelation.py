@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from architectures import BasicCNN, DeePixV1, IdentityModel, ResidualUNet, find_block_sizes
+from architectures import BasicCNN, DeePixV1, EquivariantUNet, IdentityModel, ResidualUNet, find_block_sizes
 from datasets import IMAGE_SIZE, SIZE_RANGE, CachedPixelationDataset, collate
 from processes import choose_device
 from tasks import challenge, own_photos
@@ -36,7 +36,7 @@ from tasks.restoration import (
 from utils import ROOT, UserError, key
 
 REFERENCE = os.path.join(ROOT, "models", "BasicCNN.pt")  # its score is worth 200 points
-NETWORKS = {network.__name__: network for network in (ResidualUNet, DeePixV1, BasicCNN, IdentityModel)}
+NETWORKS = {network.__name__: network for network in (EquivariantUNet, ResidualUNet, DeePixV1, BasicCNN, IdentityModel)}
 
 
 def _crop_scale(value):
@@ -56,7 +56,7 @@ FLAG = {"nargs": "?", "const": "true"}  # an option that may stand without a val
 class DepixelationConfig(AdversarialConfig):
     """The keys of the challenge."""
 
-    network: str = key("ResidualUNet", "the architecture", choices=tuple(NETWORKS))
+    network: str = key("EquivariantUNet", "the architecture", choices=tuple(NETWORKS))
     loss: str = key("rmse", "rmse, the challenge's score, or mse, both on the unknown pixels", choices=("rmse", "mse"))
     crop_scale: list = key(
         [0.7, 1.0],
@@ -74,7 +74,7 @@ class DepixelationConfig(AdversarialConfig):
     )
     views: int = key(
         8,
-        "predictions to average, of the image flipped and transposed; 1 is fastest (ResidualUNet)",
+        "predictions to average, of the image flipped and transposed (ResidualUNet; EquivariantUNet needs one)",
         minimum=1,
         maximum=8,
         command=True,
@@ -173,7 +173,13 @@ def place_in_2023(score, identity):
 
 def random_symmetry(network):
     """The keyword argument by which a network sees a batch in a random symmetry, where it knows them."""
-    return {"symmetries": torch.randint(network.SYMMETRIES, (1,)).tolist()} if hasattr(network, "SYMMETRIES") else {}
+    known = getattr(network, "SYMMETRIES", None)
+    return {"symmetries": torch.randint(len(known), (1,)).tolist()} if known else {}
+
+
+def first_symmetries(network, count):
+    """The keyword argument by which a network averages its predictions in `count` symmetries, where it knows them."""
+    return {"symmetries": network.SYMMETRIES[:count]} if hasattr(network, "SYMMETRIES") else {}
 
 
 GROUPS = {  # how --evaluate splits the score: (column of a Measurement's details, ranges, unit)
@@ -245,10 +251,8 @@ class Depixelation(Adversarial):
 
     def predictor(self, network, made):
         """The mean over symmetries of the input, where the network knows them and was not trained to look real."""
-        if hasattr(network, "SYMMETRIES"):
-            views = 1 if made.adversarial else self.config.views  # a mean of several looks less real
-            return partial(network, symmetries=range(min(views, network.SYMMETRIES)))
-        return network
+        views = 1 if made.adversarial else self.config.views  # a mean of several looks less real
+        return partial(network, **first_symmetries(network, views))
 
     def baselines(self):
         return {"IdentityModel": IdentityModel().eval()}

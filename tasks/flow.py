@@ -12,10 +12,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from architectures import BlockGrid, ResidualUNet, UNet, transform
+from architectures import BlockGrid, ResidualUNet, UNet
 from processes import Processes
+from symmetry import tie_filters, transform
 from tasks import Task
-from tasks.depixelation import Depixelation, DepixelationConfig, random_symmetry
+from tasks.depixelation import Depixelation, DepixelationConfig, first_symmetries, random_symmetry
 from tasks.evaluation import load_network, plot_columns
 from tasks.outputs import file_digest
 from tasks.restoration import to_inputs
@@ -75,13 +76,26 @@ class FlowUNet(ResidualUNet):
         return torch.where(grid.unknown, now, restored)
 
 
+class EquivariantFlowUNet(FlowUNet):
+    """The same with equivariant filters. channels: multiples of 8."""
+
+    SYMMETRIES = (0,)
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        tie_filters(self)
+
+
+NETWORKS = {network.__name__: network for network in (EquivariantFlowUNet, FlowUNet)}
+
+
 @dataclass
 class FlowConfig(Config):
     """The keys of the flow."""
 
     task: str = inherited("task", "flow")
     name: str = inherited("name", "flow")
-    network: str = key("FlowUNet", "the architecture", choices=("FlowUNet",))
+    network: str = key("EquivariantFlowUNet", "the architecture", choices=tuple(NETWORKS))
     init: str = key(
         "models/photos.pt",
         "the accurate model that the flow starts from; its weights are the flow's first ones",
@@ -97,7 +111,7 @@ class Flow(Depixelation):
 
     Config = FlowConfig
     summary = "make restored rectangles look real (--realism)"
-    networks = {"FlowUNet": FlowUNet}
+    networks = NETWORKS
     actions = {}
     shipped = None
     keeps_last = True
@@ -152,7 +166,7 @@ class Flow(Depixelation):
     def predictor(self, network, made):
         """What the flow ends at, from the accurate network's output."""
         self.restorer = (self.restorer or self.accurate()).to(next(network.parameters()).device)
-        views = {"symmetries": range(self.config.views)} if hasattr(self.restorer, "SYMMETRIES") else {}
+        views = first_symmetries(self.restorer, self.config.views)
         return lambda inputs: network.sample(inputs, self.restorer(inputs, **views))
 
     def validate(self, network, device, precision):

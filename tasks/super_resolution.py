@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from architectures import BasicSRModel, Interpolation, ResidualSRModel, SubPixelResNet
 from datasets import DOWNSCALING, CachedCrops, CachedPhotos
+from symmetry import SYMMETRIES
 from tasks import Action
 from tasks.adversarial import Adversarial, AdversarialConfig
 from tasks.evaluation import (
@@ -220,8 +221,8 @@ class SuperResolution(Adversarial):
     # ---------------------------------------------------------------------------------------------- measuring
 
     def predictor(self, network, made):
-        if hasattr(network, "SYMMETRIES"):
-            network.symmetries = range(self.config.views)
+        if hasattr(network, "symmetries"):
+            network.symmetries = SYMMETRIES[: self.config.views]
         return network
 
     def baselines(self):

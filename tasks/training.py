@@ -15,7 +15,8 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from processes import rng_state, set_rng_state
-from utils import UserError, build_optimizers, save_checkpoint
+from symmetry import EquivariantConv2d
+from utils import UserError, save_checkpoint
 
 EMA_EVERY = 4  # steps between updates of the moving average: each reads and writes all weights
 CHECK_EVERY = 20  # steps between looks at the loss, for which a GPU must wait
@@ -33,7 +34,7 @@ class Part:
         self.kept = copy.deepcopy(network).eval()  # holds what is validated and written to models/NAME.pt
         self.average = AveragedModel(network, multi_avg_fn=ema_update(config.ema_decay), use_buffers=True)
         self.parameters = list(network.parameters())
-        self.optimizers = build_optimizers(config.optimizer, self.parameters, config.weight_decay)
+        self.optimizers = build_optimizers(config.optimizer, network, config.weight_decay)
 
     def autocast(self, inputs):
         """The context in which convolutions of these inputs have the run's precision."""
@@ -270,3 +271,61 @@ def restore_run(config, task, parts, state):
             path = getattr(config, name, None)
             raise UserError(f"{name}: {path} is not what the run began with; name that, or start a new run with --init")
     return run
+
+
+# ------------------------------------------------------------------------------------------------ optimizers
+
+
+class FilterMuon(torch.optim.Muon):
+    """Muon (Jordan et al. 2024) for convolution filters: each is a matrix of outputs x (height * width * inputs).
+
+    Its updates have the size of AdamW's (Liu et al. 2025), times the scale of its parameter group.
+    """
+
+    def __init__(self, filters, weight_decay):
+        """filters: pairs of a parameter and its EquivariantConv2d; or None where it is the filters, (out, in, h, w) in
+        channels_last format, of which the optimizer has a view."""
+        self.filters = list(filters)
+        matrices = [(layer.matrix if layer else _matrix)(weight.detach()) for weight, layer in self.filters]
+        scale = 3.0  # the best of 1, 3 and 6 in runs of three minutes
+        group = {"params": list(map(nn.Parameter, matrices)), "scale": scale}
+        super().__init__([group], weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self):
+        triples = [(*pair, matrix) for pair, matrix in zip(self.filters, self.param_groups[0]["params"])]
+        for weight, layer, matrix in triples:
+            if layer:
+                matrix.copy_(layer.matrix(weight))
+                matrix.grad = layer.matrix(weight.grad)
+            else:
+                matrix.grad = _matrix(weight.grad.contiguous(memory_format=torch.channels_last))
+        super().step()
+        for weight, layer, matrix in triples:
+            if layer:
+                weight.copy_(layer.untied(matrix))
+
+
+def _matrix(filters):
+    return filters.permute(0, 2, 3, 1).view(len(filters), -1)
+
+
+def build_optimizers(kind, network, weight_decay):
+    """The optimizers that together train the network. muon: for filters between at least 32 channels; else AdamW.
+
+    adam is PyTorch's with its own defaults, as exercise sheets use it: no weight decay. The learning rate of each
+    parameter group is to be multiplied with its "scale".
+    """
+    tied = {id(layer.weight): layer for layer in network.modules() if isinstance(layer, EquivariantConv2d)}
+    filters = [(p, tied.get(id(p))) for p in network.parameters() if kind == "muon"]
+    filters = [(p, layer) for p, layer in filters if _is_wide(layer.filters() if layer else p)]
+    chosen = {id(p) for p, _ in filters}
+    group = {"params": [p for p in network.parameters() if id(p) not in chosen], "scale": 1.0}
+    if kind == "adam":
+        return [torch.optim.Adam([group], fused=True)]
+    adamw = torch.optim.AdamW([group], betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+    return [adamw, FilterMuon(filters, weight_decay)] if filters else [adamw]
+
+
+def _is_wide(filters):
+    return filters.ndim == 4 and min(filters.shape[:2]) >= 32

@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from architectures import BasicCNN, BlockGrid, DeePixV1, ResidualUNet, UNet, find_block_sizes, interpolate, transform
+from architectures import (
+    BasicCNN,
+    BlockGrid,
+    DeePixV1,
+    EquivariantUNet,
+    ResidualUNet,
+    UNet,
+    find_block_sizes,
+    interpolate,
+)
 from datasets import draw_rectangle, prepare_image
+from symmetry import transform
 from synthetic import synthetic_image
 from tasks.depixelation import NETWORKS, training_loss
 from tasks.restoration import restore, rmse_per_image, to_inputs
@@ -163,8 +173,9 @@ def test_views_are_the_eight_symmetries_and_their_mean_keeps_block_means():
     inputs = to_inputs(pixelated, known)
     grid = BlockGrid(pixelated, ~known, SIZES)
     one = network(inputs).detach()
+    assert sorted(network.SYMMETRIES) == list(range(8)) and network.SYMMETRIES[0] == 0
     each = torch.stack([network(inputs, symmetries=[symmetry]) for symmetry in range(8)]).detach()
-    outputs = network(inputs, symmetries=range(8)).detach()
+    outputs = network(inputs, symmetries=network.SYMMETRIES).detach()
     assert torch.equal(each[0], one) and (outputs - each.mean(dim=0)).abs().max() < 0.01  # but for the clamping
     assert (outputs - one).abs().max() > 1e-3
     assert (grid.means(outputs) - grid.expected_means(inputs[:, :1])).abs().max() * 255 < 0.1
@@ -196,7 +207,12 @@ def test_reference_networks():
 def test_every_network_learns_its_training_batch():
     images, _, pixelated, known = cases(4, 7, smooth=True)
     truth = torch.from_numpy(images)[:, None].float() / 255
-    for network in (BasicCNN(16, 2), DeePixV1((3, 4), (3, 3)), ResidualUNet((8, 16), (1, 1))):
+    for network in (
+        BasicCNN(16, 2),
+        DeePixV1((3, 4), (3, 3)),
+        ResidualUNet((8, 16), (1, 1)),
+        EquivariantUNet((16, 32), (1, 1)),
+    ):
         optimizer, losses = torch.optim.Adam(network.parameters(), 1e-2), []
         for _ in range(60):
             loss = training_loss("rmse", network(to_inputs(pixelated, known)), truth, known)[0]

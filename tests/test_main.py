@@ -146,12 +146,12 @@ def test_model_needs_nothing_but_its_file(run, test_set, tmp_path, capsys):
     assert run("--init", str(moved), "--name", "more", "--epochs", "1") == 0
     assert log(tmp_path, "more")[0]["train_loss"] < log(tmp_path)[0]["train_loss"]
     assert run("--init", str(moved), "--network_options", "{}", "--epochs", "1") == 2
-    assert "do not fit ResidualUNet" in capsys.readouterr().err
+    assert "do not fit EquivariantUNet" in capsys.readouterr().err
 
 
 def test_without_a_model_of_ones_own_the_shipped_one_predicts(run, test_set, tmp_path, capsys):
     submission = tmp_path / "shipped.bin"
-    theirs = ("--network_options", '{"margin": 16}')
+    theirs = ("--network_options", "{}")
     assert run("--predict", *theirs, "--test_set", test_set[0], "--submission", str(submission)) == 0
     assert os.path.join("models", "photos.pt") in capsys.readouterr().out and submission.exists()
     assert run("--epochs", "1") == 0
@@ -184,10 +184,7 @@ def test_identity_model_predicts_the_input(run, test_set, tmp_path):
     "options, words",
     [
         (["--predict", "--name", "nothing"], ["nothing.pt", "train one first"]),
-        (
-            ["--predict", "--test_set", "missing.pkl", "--network_options", '{"margin": 16}'],
-            ["missing.pkl", "--test_set"],
-        ),
+        (["--predict", "--test_set", "missing.pkl", "--network_options", "{}"], ["missing.pkl", "--test_set"]),
         (["--resume", "--name", "nobody"], ["nobody", "without --resume"]),
         (["--images", "nowhere"], ["images", "nowhere"]),
         (["--init", "nowhere.pt", "--epochs", "1"], ["nowhere.pt"]),

@@ -18,7 +18,7 @@ from tasks.evaluation import load_weights
 from tasks.restoration import restore, rmse_per_image
 from utils import ROOT, config_from_dict, load_checkpoint, show
 
-NAMES = ("photos", "small", "BasicCNN", "DeePixV1")
+NAMES = ("photos", "BasicCNN", "DeePixV1")
 OTHERS = {"MNIST": "accuracy", "FashionMNIST": "accuracy"}  # other tasks' models: their score
 OTHERS |= {"denoising": "mae", "denoising_skip": "mae", "denoising_unet": "mae"}
 OTHERS |= {
@@ -31,7 +31,7 @@ OTHERS |= {
 }
 LAST = ("flow", "SR_real")  # of which the last weights are kept, not the best
 
-IN_REPOSITORY = os.path.exists(os.path.join(ROOT, ".git")) or os.path.exists(os.path.join(ROOT, "models", "small.pt"))
+IN_REPOSITORY = os.path.exists(os.path.join(ROOT, ".git")) or os.path.exists(os.path.join(ROOT, "models", "files.pt"))
 pytestmark = pytest.mark.skipif(not IN_REPOSITORY, reason="what --zip made to be handed in holds one model")
 
 
@@ -76,15 +76,10 @@ def test_each_has_its_config_and_log(name):
     assert os.path.exists(os.path.join(ROOT, "losses", f"{name}.png"))
 
 
-def test_small_network_is_small():
-    network, _ = load("small")
-    assert sum(p.numel() for p in network.parameters()) < 500_000
-
-
-@pytest.mark.parametrize("name", ("photos", "small"))
-def test_predictions_of_ours(name, samples):
+def test_predictions_of_ours(samples):
     """Known pixels as they were, block means as given, and the same in bfloat16 and for any batch."""
-    network, _ = load(name)
+    network, _ = load("photos")
+    assert sum(p.numel() for p in network.parameters()) < 500_000
     pixelated, known, images = samples
     predictions = {dtype: restore(network, pixelated, known, dtype) for dtype in (torch.float32, torch.bfloat16)}
     grid = BlockGrid(pixelated, ~known, range(SIZE_RANGE[0], SIZE_RANGE[1] + 1))

@@ -1,0 +1,113 @@
+"""The eight symmetries of the square: of images, and of the filters of a network that treats all of them alike.
+
+A symmetry is a number from 0 (as it is) to 7. Bits: mirrored along x, mirrored along y, then transposed.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+SYMMETRIES = (0, 4, 3, 7, 1, 2, 5, 6)  # best first: the mean of predictions in the first three is nearly that of all
+
+
+def turn(maps, symmetry):
+    """Maps, (..., H, W), in a symmetry: (..., W, H) where it transposes."""
+    maps = maps.flip([axis for axis, bit in ((-1, 1), (-2, 2)) if symmetry & bit])
+    return maps.mT if symmetry & 4 else maps
+
+
+def turn_back(maps, symmetry):
+    """Undoes turn."""
+    maps = maps.mT if symmetry & 4 else maps
+    return maps.flip([axis for axis, bit in ((-1, 1), (-2, 2)) if symmetry & bit])
+
+
+def transform(network, maps, symmetry):
+    """The network's output, float32, for the maps in a symmetry, turned back."""
+    maps = turn(maps, symmetry).contiguous(memory_format=torch.channels_last)
+    return turn_back(network(maps).float(), symmetry)
+
+
+def products():
+    """Eight lists: entry g of list r is the symmetry that turns as g and then r do."""
+    corners = torch.arange(4, device="cpu").view(2, 2)  # also where a network is built without memory, to be counted
+    known = {tuple(turn(corners, g).flatten().tolist()): g for g in range(8)}
+    return [[known[tuple(turn(turn(corners, g), r).flatten().tolist())] for g in range(8)] for r in range(8)]
+
+
+def tied_entries(outputs, inputs, subpixels, side):
+    """Which entries of a filter are equal if it commutes with all symmetries: int64, each entry's orbit, from 0.
+
+    outputs, inputs: 8 for a field, whose channels turn into each other, or 1 for a channel that only turns. The shape
+    is (outputs, inputs, subpixels, subpixels, side, side): subpixels are outputs that a pixel shuffle puts beside each
+    other. Each orbit has eight entries.
+    """
+    shape = outputs, inputs, subpixels, subpixels, side, side
+    entries, turned = torch.arange(math.prod(shape), device="cpu").view(shape), []
+    for symmetry, order in enumerate(products()):
+        after, before = (order if channels == 8 else [0] for channels in (outputs, inputs))
+        kernels = turn_back(entries[after][:, before], symmetry)
+        turned.append(turn_back(kernels.movedim((2, 3), (4, 5)), symmetry).movedim((4, 5), (2, 3)))
+    return torch.stack(turned).amin(dim=0).unique(return_inverse=True)[1]
+
+
+class EquivariantConv2d(nn.Module):
+    """A convolution whose output turns as its input does, in all eight symmetries: Cohen and Welling 2016, p4m.
+
+    Channels come in fields of eight: channel g of a field is what its first channel would be of the image in the
+    symmetry g, turned back. So a filter between fields has an eighth of the free weights; it takes as many FLOPs.
+    """
+
+    def __init__(self, conv, outputs=8, inputs=8, subpixels=1):
+        """conv: the nn.Conv2d that it replaces and begins as strong as. outputs, inputs: 8, or 1 where channels are no
+        fields, as those of images. subpixels: by how much a pixel shuffle enlarges what it returns; else 1."""
+        super().__init__()
+        self.outputs, self.inputs, self.subpixels = outputs, inputs, subpixels
+        self.stride, self.padding, side = conv.stride, conv.padding, conv.kernel_size[0]
+        a, b = conv.in_channels, conv.out_channels // subpixels**2
+        if a % inputs or b % outputs:
+            raise ValueError("an equivariant network needs channels that are multiples of 8")
+        tied = tied_entries(outputs, inputs, subpixels, side)
+        self.shape = tied.shape
+        self.register_buffer("tied", tied.flatten().to(conv.weight.device), persistent=False)
+        weight = conv.weight.detach()
+        self.weight = nn.Parameter(torch.empty(b // outputs, a // inputs, len(self.tied) // 8))
+        self.bias = nn.Parameter(torch.empty(b // outputs))
+        with torch.no_grad():
+            self.weight.copy_(self.untied(weight.permute(0, 2, 3, 1)) * 8**0.5)  # a mean of eight varies less
+            self.bias.copy_(conv.bias[:: outputs * subpixels**2])
+
+    def extra_repr(self):
+        outputs, inputs = self.weight.shape[0] * self.outputs, self.weight.shape[1] * self.inputs
+        return f"{inputs}, {outputs}, side={self.shape[-1]}, stride={self.stride}"
+
+    def matrix(self, weight):
+        """The filters as a matrix of outputs x (height * width * inputs), of weights as self.weight is."""
+        o, i = weight.shape[:2]
+        full = weight.flatten(0, 1).index_select(1, self.tied).view(o, i, *self.shape)
+        return full.permute(0, 2, 4, 5, 6, 7, 1, 3).reshape(o * self.outputs * self.subpixels**2, -1)
+
+    def untied(self, matrix):
+        """The weights whose filters are nearest to these: undoes matrix()."""
+        o, i = self.weight.shape[:2]
+        full = matrix.reshape(o, self.outputs, *self.shape[2:], i, self.inputs).permute(0, 6, 1, 7, 2, 3, 4, 5)
+        return torch.zeros_like(self.weight).index_add_(2, self.tied, full.reshape(o, i, -1)) / 8
+
+    def filters(self):
+        """As nn.Conv2d has them, (out, in, h, w), in channels_last format."""
+        return self.matrix(self.weight).unflatten(1, (*self.shape[-2:], -1)).permute(0, 3, 1, 2)
+
+    def forward(self, maps):
+        bias = self.bias.repeat_interleave(self.outputs * self.subpixels**2)
+        return F.conv2d(maps, self.filters(), bias, self.stride, self.padding)
+
+
+def tie_filters(unet):
+    """Make a UNet's convolutions equivariant, in place, all but those of maps that it is given and returns."""
+    roles = {"first": {"inputs": 1}, "last": {"outputs": 1}}
+    roles |= {f"expand.{i}": {"subpixels": 2} for i in range(len(unet.expand))}
+    for name, module in list(unet.named_modules()):
+        if isinstance(module, nn.Conv2d):
+            unet.set_submodule(name, EquivariantConv2d(module, **roles.get(name, {})))
