@@ -112,12 +112,12 @@ SIZES = {  # network options of ResidualUNet
 
 CHAINS = (  # logs of shipped runs; a later one goes on from the model before it
     ("EquivariantUNet, default", ["photos"]),
+    ("EquivariantUNet, default, 8 minutes", ["speed"]),
     ("DeePixV1", ["DeePixV1"]),
     ("BasicCNN", ["BasicCNN"]),
     ("ResidualUNet, small", ["small_start", "small_20", "small"]),
     ("ResidualUNet, default", ["photos_start", "photos_margin8", "photos_long"]),
     ("ResidualUNet, margin 16, then wider", ["photos_start", "photos_margin8", "photos_margin16", "photos_wide"]),
-    ("ResidualUNet, three stages", ["speed"]),
 )
 # Its authors' samples; its score on the leaderboard, and IdentityModel's on the photos of the leaderboard.
 RANK_1 = {"network": "DeePixV1", "samples": 5.4e6, "score": 12.649, "identity_score": 23.163}
