@@ -69,7 +69,7 @@ def load_weights(network, checkpoint, path):
         made_by = checkpoint["config"].get("network") if isinstance(checkpoint["config"], dict) else None
         raise UserError(
             f"{path}: its weights (of {made_by}) do not fit {type(network).__name__} with these network_options; "
-            f"name a model of the same architecture"
+            f"name a model of the same architecture, or that one with --network and --network_options"
         ) from None
 
 
