@@ -105,7 +105,7 @@ class EquivariantConv2d(nn.Module):
 
 
 def tie_filters(unet):
-    """Make a UNet's convolutions equivariant, in place, all but those of maps that it is given and returns."""
+    """Make a UNet's convolutions equivariant, in place. The maps that it takes and returns turn, but are no fields."""
     roles = {"first": {"inputs": 1}, "last": {"outputs": 1}}
     roles |= {f"expand.{i}": {"subpixels": 2} for i in range(len(unet.expand))}
     for name, module in list(unet.named_modules()):
