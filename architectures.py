@@ -4,8 +4,8 @@ Depixelation: (N, 2, H, W) -> (N, 1, H, W), float32. Input channel 0: the pixela
 (uint8 / 255). Channel 1: the known mask, 1 where the pixel is original, 0 where it is to be predicted. Output: the
 restored image on the same scale.
 
-EquivariantUNet  ours: a U-Net that respects what is known, with filters that are tied by the symmetries of the square
-ResidualUNet     the same with free filters, the default of earlier versions
+OddUNet          ours: a U-Net that respects what is known; its filters are tied by mirroring, turning and negation
+EquivariantUNet  the same, tied by mirroring and turning; ResidualUNet: with free filters, of earlier versions
 DeePixV1         the winner of the 2023 challenge
 BasicCNN         the course's reference
 IdentityModel    the pixelated image itself: what doing nothing scores
@@ -56,15 +56,12 @@ def _offsets(unknown, axis):
 
 
 NEAR = 4  # pixels around the rectangle whose brightness and contrast are those of what is hidden
-DEVIATION_OFFSET = 0.02  # 5 of 255 grey levels
+DEVIATION_OFFSET = 0.02  # 5 of 255 grey levels: where all is flat, noise is not to be blown up
 PROJECTIONS = 10  # after which hardly any pixel leaves [0, 1] by more than what rounding takes
 
 
 class BlockGrid:
-    """The grid of blocks inside each image's rectangle, recovered from the image and its mask.
-
-    Sums over blocks are separable, so they are two small matrix products with 0/1 membership matrices.
-    """
+    """The grid of blocks inside each image's rectangle, recovered from the image and its mask."""
 
     def __init__(self, images, unknown, sizes):
         """images: (N, 1, H, W). unknown: (N, 1, H, W) bool. sizes: candidates for the block size, a sequence."""
@@ -79,7 +76,7 @@ class BlockGrid:
         index = torch.div(offset, self.sizes[:, None], rounding_mode="floor")  # (N, L)
         return (index[:, None] == torch.arange(blocks, device=offset.device)[:, None]).float()  # (N, K, L)
 
-    def _sums(self, maps):
+    def _sums(self, maps):  # separable, so two small products with matrices of 0 and 1
         return (self.rows @ maps[:, 0] @ self.columns.mT)[:, None]  # (N, K, H) (N, H, W) (N, W, K) -> (N, 1, K, K)
 
     def spread(self, values):
@@ -99,10 +96,7 @@ class BlockGrid:
         return (inside[0][:, :, None] * inside[1][:, None, :])[:, None]
 
     def statistics(self, maps):
-        """Mean and standard deviation of maps, (N, 1, H, W), in and near the rectangle: (N, 1, 1, 1) each.
-
-        The deviation has an offset, so that flat surroundings do not blow up noise.
-        """
+        """Mean and deviation, with an offset, of maps, (N, 1, H, W), in and near the rectangle: (N, 1, 1, 1) each."""
         near = self.surroundings(NEAR)
         near = near / near.sum((2, 3), keepdim=True).clamp(min=1)
         center = (maps * near).sum((2, 3), keepdim=True)
@@ -212,19 +206,19 @@ class UNet(nn.Module):
 class ResidualUNet(UNet):
     """Our residual CNN: a U-Net on a window around the rectangle that predicts a residual on the pixelated image.
 
-    What is known is respected exactly: known pixels are returned as they are, and the mean of each block of the output
-    is the block's pixelated value plus the expected loss of its flooring. What is easy is not learned: the U-Net
-    starts from a smooth interpolation with the right block means, and sees it at zero mean and unit deviation around
-    the rectangle.
+    Known pixels are returned as they are, and the mean of each block of the output is the block's pixelated value plus
+    the expected loss of its flooring. The U-Net starts from a smooth interpolation with the right block means, and sees
+    it at zero mean and unit deviation around the rectangle.
 
     channels, blocks: of the UNet. margin: how far the window reaches beyond the rectangle, in pixels, at least.
     size_range: smallest and largest block size that may occur.
     """
 
     SYMMETRIES = SYMMETRIES  # The block grid is dealt with outside of the U-Net, so what it sees may be turned.
+    MAPS = 3, 1  # that the U-Net takes, and returns
 
     def __init__(self, channels=(32, 64, 96, 128), blocks=(4, 3, 2, 2), margin=8, size_range=SIZE_RANGE):
-        super().__init__(3, 1, channels, blocks)
+        super().__init__(*self.MAPS, channels, blocks)
         if not 0 <= margin <= 1000:
             raise ValueError("margin must be 0 to 1000")
         self.margin, self.sizes = margin, range(size_range[0], size_range[1] + 1)
@@ -267,7 +261,7 @@ class ResidualUNet(UNet):
             guess = interpolate(images, means, grid)
             center, deviation = grid.statistics(guess)
             maps = torch.cat([(guess - center) / deviation, (images - center) / deviation, 1 - unknown.float()], dim=1)
-        outputs = [transform(super(ResidualUNet, self).forward, maps, symmetry) for symmetry in symmetries]
+        outputs = [transform(self.residual, maps, symmetry) for symmetry in symmetries]
         residual = guess + deviation * sum(outputs) / len(outputs)
         with torch.autocast(images.device.type, enabled=False):
             restored = means + residual - grid.means(residual)
@@ -275,15 +269,31 @@ class ResidualUNet(UNet):
                 restored = grid.within_range(restored, means)
             return torch.where(unknown, restored, images)
 
+    def residual(self, maps):
+        """What to add, (N, 1, h, w), of normalised maps, (N, 3, h, w): the interpolation, the image, what is known."""
+        return super().forward(maps)
+
 
 class EquivariantUNet(ResidualUNet):
-    """The same with equivariant filters, so that one view is worth eight. channels: multiples of 8."""
+    """The same with equivariant filters; channels: multiples of 8."""
 
-    SYMMETRIES = (0,)  # the others give the same
+    SYMMETRIES = (0,)  # so one view is worth eight
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        tie_filters(self)
+        tie_filters(self, odd=self.MAPS[1] == 2)
+
+
+class OddUNet(EquivariantUNet):
+    """The same that also knows negatives: to those it adds the negated residual. channels: multiples of 16."""
+
+    MAPS = 6, 2  # each of the image and of the negated image
+
+    def residual(self, maps):
+        guess, images, known = maps.split(1, dim=1)
+        pairs = torch.cat([guess, -guess, images, -images, known, known], dim=1)
+        one, other = super().residual(pairs.contiguous(memory_format=torch.channels_last)).float().split(1, dim=1)
+        return (one - other) / 2
 
 
 def interpolate(images, means, grid, deviations=(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1)):
@@ -348,10 +358,8 @@ class DeePixV1(nn.Module):
 
 
 class DenoisingCNN(nn.Module):
-    """The exercise sheet's encoder and decoder: (N, channels, H, W) -> the same, H and W multiples of 4.
-
-    skip: the output is X + network(X), so that the layers learn the noise, negated, and not the image.
-    """
+    """The exercise sheet's encoder and decoder: (N, channels, H, W) -> the same, H and W multiples of 4. skip: the
+    output is X + network(X), so that the layers learn the noise, negated, and not the image."""
 
     def __init__(self, channels=1, width=16, skip=False):
         super().__init__()
@@ -376,18 +384,10 @@ class SimpleCNN(nn.Module):
 
     def __init__(self, channels=(32, 64), hidden=128, classes=10):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, channels[0], 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),  # 28 -> 14
-            nn.Conv2d(channels[0], channels[1], 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),  # 14 -> 7
-            nn.Flatten(),  # (N, channels[1], 7, 7) -> (N, 49 channels[1])
-            nn.Linear(49 * channels[1], hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, classes),
-        )
+        pairs = (1, channels[0]), channels  # 28 -> 14 -> 7
+        hidden_layers = [m for a, b in pairs for m in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))]
+        linear = nn.Linear(49 * channels[1], hidden), nn.ReLU(), nn.Linear(hidden, classes)
+        self.layers = nn.Sequential(*hidden_layers, nn.Flatten(), *linear)
 
     def forward(self, images):
         return self.layers(images)
@@ -466,8 +466,7 @@ class ResidualSRModel(BasicSRModel):
     """The same, added to the upsampled image."""
 
     def forward(self, images):
-        upsampled = self.upsample(images)
-        return upsampled + self.layers(upsampled)
+        return (upsampled := self.upsample(images)) + self.layers(upsampled)
 
 
 class SubPixelResNet(nn.Module):

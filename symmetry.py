@@ -1,6 +1,7 @@
 """The eight symmetries of the square: of images, and of the filters of a network that treats all of them alike.
 
-A symmetry is a number from 0 (as it is) to 7. Bits: mirrored along x, mirrored along y, then transposed.
+A symmetry is a number from 0 (as it is) to 7. Bits: mirrored along x, mirrored along y, then transposed. Filters may be
+tied by negation, too, which swaps light and dark: then 16 entries are equal where else 8 are.
 """
 
 import math
@@ -40,16 +41,19 @@ def products():
 def tied_entries(outputs, inputs, subpixels, side):
     """Which entries of a filter are equal if it commutes with all symmetries: int64, each entry's orbit, from 0.
 
-    outputs, inputs: 8 for a field, whose channels turn into each other, or 1 for a channel that only turns. The shape
-    is (outputs, inputs, subpixels, subpixels, side, side): subpixels are outputs that a pixel shuffle puts beside each
-    other. Each orbit has eight entries.
+    outputs, inputs: 8 for a field, whose channels turn into each other, or 1 for a channel that only turns; 16 or 2
+    where there are as many again, which hold what the first would be of the negated image. The shape is (outputs,
+    inputs, subpixels, subpixels, side, side): subpixels are outputs that a pixel shuffle puts beside each other. Each
+    orbit has 8 entries, or 16.
     """
     shape = outputs, inputs, subpixels, subpixels, side, side
     entries, turned = torch.arange(math.prod(shape), device="cpu").view(shape), []
     for symmetry, order in enumerate(products()):
-        after, before = (order if channels == 8 else [0] for channels in (outputs, inputs))
-        kernels = turn_back(entries[after][:, before], symmetry)
+        places = {1: [0], 2: [0, 1], 8: order, 16: order + [8 + g for g in order]}
+        kernels = turn_back(entries[places[outputs]][:, places[inputs]], symmetry)
         turned.append(turn_back(kernels.movedim((2, 3), (4, 5)), symmetry).movedim((4, 5), (2, 3)))
+    if outputs in (2, 16):
+        turned += [kernels.roll((outputs // 2, inputs // 2), (0, 1)) for kernels in turned]
     return torch.stack(turned).amin(dim=0).unique(return_inverse=True)[1]
 
 
@@ -58,25 +62,27 @@ class EquivariantConv2d(nn.Module):
 
     Channels come in fields of eight: channel g of a field is what its first channel would be of the image in the
     symmetry g, turned back. So a filter between fields has an eighth of the free weights; it takes as many FLOPs.
+    In fields of sixteen, channel 8 + g is channel g of the negated image, and a sixteenth of the weights is free.
     """
 
     def __init__(self, conv, outputs=8, inputs=8, subpixels=1):
         """conv: the nn.Conv2d that it replaces and begins as strong as. outputs, inputs: 8, or 1 where channels are no
-        fields, as those of images. subpixels: by how much a pixel shuffle enlarges what it returns; else 1."""
+        fields, as those of images; 16 or 2, see tied_entries. subpixels: by how much a pixel shuffle enlarges what it
+        returns; else 1."""
         super().__init__()
         self.outputs, self.inputs, self.subpixels = outputs, inputs, subpixels
         self.stride, self.padding, side = conv.stride, conv.padding, conv.kernel_size[0]
         a, b = conv.in_channels, conv.out_channels // subpixels**2
         if a % inputs or b % outputs:
-            raise ValueError("an equivariant network needs channels that are multiples of 8")
+            raise ValueError(f"an equivariant network needs channels that are multiples of {max(inputs, outputs)}")
         tied = tied_entries(outputs, inputs, subpixels, side)
-        self.shape = tied.shape
+        self.shape, self.order = tied.shape, int(tied.flatten().bincount()[0])
         self.register_buffer("tied", tied.flatten().to(conv.weight.device), persistent=False)
         weight = conv.weight.detach()
-        self.weight = nn.Parameter(torch.empty(b // outputs, a // inputs, len(self.tied) // 8))
+        self.weight = nn.Parameter(torch.empty(b // outputs, a // inputs, len(self.tied) // self.order))
         self.bias = nn.Parameter(torch.empty(b // outputs))
         with torch.no_grad():
-            self.weight.copy_(self.untied(weight.permute(0, 2, 3, 1)) * 8**0.5)  # a mean of eight varies less
+            self.weight.copy_(self.untied(weight.permute(0, 2, 3, 1)) * self.order**0.5)  # means vary less
             self.bias.copy_(conv.bias[:: outputs * subpixels**2])
 
     def extra_repr(self):
@@ -93,7 +99,7 @@ class EquivariantConv2d(nn.Module):
         """The weights whose filters are nearest to these: undoes matrix()."""
         o, i = self.weight.shape[:2]
         full = matrix.reshape(o, self.outputs, *self.shape[2:], i, self.inputs).permute(0, 6, 1, 7, 2, 3, 4, 5)
-        return torch.zeros_like(self.weight).index_add_(2, self.tied, full.reshape(o, i, -1)) / 8
+        return torch.zeros_like(self.weight).index_add_(2, self.tied, full.reshape(o, i, -1)) / self.order
 
     def filters(self):
         """As nn.Conv2d has them, (out, in, h, w), in channels_last format."""
@@ -104,10 +110,15 @@ class EquivariantConv2d(nn.Module):
         return F.conv2d(maps, self.filters(), bias, self.stride, self.padding)
 
 
-def tie_filters(unet):
-    """Make a UNet's convolutions equivariant, in place. The maps that it takes and returns turn, but are no fields."""
-    roles = {"first": {"inputs": 1}, "last": {"outputs": 1}}
+def tie_filters(unet, odd=False):
+    """Make a UNet's convolutions equivariant, in place. The maps that it takes and returns turn, but are no fields.
+
+    odd: tie them by negation, too; the maps come in pairs then, of the image and of the negated image.
+    """
+    few, many = (2, 16) if odd else (1, 8)
+    roles = {"first": {"inputs": few}, "last": {"outputs": few}}
     roles |= {f"expand.{i}": {"subpixels": 2} for i in range(len(unet.expand))}
     for name, module in list(unet.named_modules()):
         if isinstance(module, nn.Conv2d):
-            unet.set_submodule(name, EquivariantConv2d(module, **roles.get(name, {})))
+            role = {"outputs": many, "inputs": many} | roles.get(name, {})
+            unet.set_submodule(name, EquivariantConv2d(module, **role))

@@ -11,7 +11,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from architectures import BasicCNN, DeePixV1, EquivariantUNet, IdentityModel, ResidualUNet, find_block_sizes
+from architectures import (
+    BasicCNN,
+    DeePixV1,
+    EquivariantUNet,
+    IdentityModel,
+    OddUNet,
+    ResidualUNet,
+    find_block_sizes,
+)
 from datasets import IMAGE_SIZE, SIZE_RANGE, CachedPixelationDataset, collate
 from processes import choose_device
 from tasks import challenge, own_photos
@@ -36,7 +44,8 @@ from tasks.restoration import (
 from utils import ROOT, UserError, key
 
 REFERENCE = os.path.join(ROOT, "models", "BasicCNN.pt")  # its score is worth 200 points
-NETWORKS = {network.__name__: network for network in (EquivariantUNet, ResidualUNet, DeePixV1, BasicCNN, IdentityModel)}
+NETWORKS = (OddUNet, EquivariantUNet, ResidualUNet, DeePixV1, BasicCNN, IdentityModel)
+NETWORKS = {network.__name__: network for network in NETWORKS}
 
 
 def _crop_scale(value):
@@ -56,7 +65,7 @@ FLAG = {"nargs": "?", "const": "true"}  # an option that may stand without a val
 class DepixelationConfig(AdversarialConfig):
     """The keys of the challenge."""
 
-    network: str = key("EquivariantUNet", "the architecture", choices=tuple(NETWORKS))
+    network: str = key("OddUNet", "the architecture", choices=tuple(NETWORKS))
     loss: str = key("rmse", "rmse, the challenge's score, or mse, both on the unknown pixels", choices=("rmse", "mse"))
     crop_scale: list = key(
         [0.7, 1.0],
@@ -74,7 +83,7 @@ class DepixelationConfig(AdversarialConfig):
     )
     views: int = key(
         8,
-        "predictions to average, of the image flipped and transposed (ResidualUNet; EquivariantUNet needs one)",
+        "predictions to average, of the image flipped and transposed (ResidualUNet; others need one)",
         minimum=1,
         maximum=8,
         command=True,

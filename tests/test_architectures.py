@@ -9,6 +9,7 @@ from architectures import (
     BlockGrid,
     DeePixV1,
     EquivariantUNet,
+    OddUNet,
     ResidualUNet,
     UNet,
     find_block_sizes,
@@ -212,6 +213,7 @@ def test_every_network_learns_its_training_batch():
         DeePixV1((3, 4), (3, 3)),
         ResidualUNet((8, 16), (1, 1)),
         EquivariantUNet((16, 32), (1, 1)),
+        OddUNet((16, 32), (1, 1)),
     ):
         optimizer, losses = torch.optim.Adam(network.parameters(), 1e-2), []
         for _ in range(60):

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from architectures import BasicCNN, EquivariantUNet, ResidualUNet, UNet
+from architectures import BasicCNN, EquivariantUNet, OddUNet, ResidualUNet
 from symmetry import SYMMETRIES, EquivariantConv2d, products, tied_entries, transform, turn, turn_back
 from tasks.depixelation import first_symmetries
 from tasks.training import build_optimizers
 
 
-def equivariant(seed=0, **options):
-    torch.manual_seed(seed)
-    network = EquivariantUNet((16, 32, 48), (2, 1, 1), **options).to(memory_format=torch.channels_last)
+def equivariant(kind=EquivariantUNet):
+    torch.manual_seed(0)
+    network = kind((16, 32, 48), (2, 1, 1)).to(memory_format=torch.channels_last)
     for parameter in network.parameters():  # the residual branches start at zero
         nn.init.normal_(parameter, std=0.1)
     return network
@@ -30,31 +30,54 @@ def test_symmetries_form_a_group():
             assert torch.equal(turn(turn(maps, first), then), turn(maps, table[then][first]))
 
 
-@pytest.mark.parametrize("shape, free", [((8, 8, 1, 3), 72), ((8, 1, 1, 3), 9), ((1, 8, 2, 3), 36), ((8, 8, 2, 1), 32)])
-def test_an_eighth_of_a_filter_is_free(shape, free):
-    tied = tied_entries(*shape)
-    assert tied.numel() == 8 * free and tied.unique().tolist() == list(range(free))
-    assert (tied.flatten().bincount() == 8).all()
+@pytest.mark.parametrize(
+    "shape, free",
+    [
+        *(((8, 8, 1, 3), 72), ((8, 1, 1, 3), 9), ((1, 8, 2, 3), 36), ((8, 8, 2, 1), 32)),
+        *(((16, 16, 1, 3), 144), ((16, 2, 1, 3), 18), ((2, 16, 2, 3), 72), ((16, 16, 2, 1), 64)),
+    ],
+)
+def test_an_eighth_or_a_sixteenth_of_a_filter_is_free(shape, free):
+    tied, order = tied_entries(*shape), 8 if 8 in shape else 16
+    assert tied.numel() == order * free and tied.unique().tolist() == list(range(free))
+    assert (tied.flatten().bincount() == order).all()
 
 
-def test_output_turns_as_the_input_does():
-    network, maps = equivariant(), torch.randn(2, 3, 16, 24)
-    seen = [transform(lambda maps: UNet.forward(network, maps), maps, symmetry).detach() for symmetry in range(8)]
+@pytest.mark.parametrize("kind, multiple", [(EquivariantUNet, 8), (OddUNet, 16)])
+def test_output_turns_as_the_input_does(kind, multiple):
+    network, maps = equivariant(kind), torch.randn(2, 3, 16, 24)
+    seen = [transform(network.residual, maps, symmetry).detach() for symmetry in range(8)]
     assert seen[0].std() > 0.1
     for other in seen[1:]:
         assert (other - seen[0]).abs().max() < 1e-4 * seen[0].abs().max()
-    assert (transform(lambda maps: UNet.forward(network, maps.roll(1, 3)), maps, 1) - seen[0]).abs().max() > 0.1
-    with pytest.raises(ValueError, match="multiples of 8"):
-        EquivariantUNet((12, 16), (1, 1))
+    assert (transform(lambda maps: network.residual(maps.roll(1, 3)), maps, 1) - seen[0]).abs().max() > 0.1
+    with pytest.raises(ValueError, match=f"multiples of {multiple}"):
+        kind((multiple + 4, 16), (1, 1))
+
+
+def test_a_negative_is_restored_as_a_negative():
+    """Light and dark swapped: the U-Net's output is negated if the network is odd, and only then."""
+    maps = torch.randn(2, 3, 16, 24)
+    swapped = torch.cat([-maps[:, :2], maps[:, 2:]], dim=1)
+    for kind in (OddUNet, EquivariantUNet):
+        network = equivariant(kind)
+        output, negated = network.residual(maps).detach(), network.residual(swapped).detach()
+        off = (negated + output).abs().max() / output.abs().max()
+        assert output.std() > 0.1 and (off < 1e-4 if kind is OddUNet else off > 0.1)
+        with torch.no_grad():
+            assert (network.residual(-maps) + output).abs().max() > 0.1  # the mask is no grey value
 
 
 def test_weights_and_filters_are_one_another():
-    network, free = EquivariantUNet(), ResidualUNet()
-    assert sum(p.numel() for p in network.parameters()) < 0.13 * sum(p.numel() for p in free.parameters())
-    for name, layer in network.named_modules():
+    free = ResidualUNet()
+    counts = [sum(p.numel() for p in network.parameters()) for network in (EquivariantUNet(), OddUNet(), free)]
+    assert counts[0] < 0.13 * counts[2] and counts[1] < 0.07 * counts[2]
+    for name, layer in [*EquivariantUNet().named_modules(), *OddUNet().named_modules()]:
         if isinstance(layer, EquivariantConv2d):
             like = free.get_submodule(name).weight
             filters = layer.filters()
+            if 2 in (layer.inputs, layer.outputs):  # there are two of each map
+                continue
             assert filters.shape == like.shape and filters.std().item() == pytest.approx(like.std().item(), rel=0.25)
             assert torch.allclose(layer.untied(layer.matrix(layer.weight)), layer.weight, atol=1e-6)
 
@@ -75,10 +98,13 @@ def test_muon_trains_the_filters_and_adamw_the_rest():
         assert (p - old).square().mean().sqrt().item() == pytest.approx(3 * 2e-4, rel=0.4)
 
 
-def test_tied_filters_are_trained_as_free_ones_with_tied_gradients():
+@pytest.mark.parametrize("kind, order", [(EquivariantUNet, 8), (OddUNet, 16)])
+def test_tied_filters_are_trained_as_free_ones_with_tied_gradients(kind, order):
     """Two steps of Muon on tied filters are those on free ones that are equal and have the same gradients."""
-    tied = equivariant()
-    free = ResidualUNet((16, 32, 48), (2, 1, 1)).to(memory_format=torch.channels_last)
+    tied = equivariant(kind)
+    free = ResidualUNet((16, 32, 48), (2, 1, 1))
+    free.first, free.last = nn.Conv2d(kind.MAPS[0], 16, 3), nn.Conv2d(16, kind.MAPS[1], 3)
+    free.to(memory_format=torch.channels_last)
     layers = {name: layer for name, layer in tied.named_modules() if isinstance(layer, EquivariantConv2d)}
     for name, layer in layers.items():
         free.get_submodule(name).weight.data.copy_(layer.filters().detach())
@@ -88,7 +114,7 @@ def test_tied_filters_are_trained_as_free_ones_with_tied_gradients():
     for _ in range(2):
         for name, layer in layers.items():
             layer.weight.grad = torch.randn_like(layer.weight)
-            gradient = layer.matrix(layer.weight.grad) / 8  # of a loss of the filters, as far as it is tied
+            gradient = layer.matrix(layer.weight.grad) / order  # of a loss of the filters, as far as it is tied
             twin = free.get_submodule(name)
             twin.weight.grad = gradient.view_as(twin.weight.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         for optimizer in optimizers:
@@ -105,5 +131,6 @@ def test_tied_filters_are_trained_as_free_ones_with_tied_gradients():
 def test_views_are_taken_in_the_best_order():
     assert first_symmetries(ResidualUNet, 3) == {"symmetries": (0, 4, 3)} and SYMMETRIES[3] == 7
     assert len(first_symmetries(ResidualUNet, 8)["symmetries"]) == 8
-    assert first_symmetries(EquivariantUNet, 8) == {"symmetries": (0,)}  # one is worth eight
+    for kind in (EquivariantUNet, OddUNet):
+        assert first_symmetries(kind, 8) == {"symmetries": (0,)}  # one is worth eight
     assert first_symmetries(BasicCNN, 8) == {}
