@@ -94,10 +94,10 @@ def train(config, task, processes, state=None):
                 run.add(losses, count, processes)
             run.count_step(len(batch[0]), interrupts.received, processes, device)
             bar.update(run)
-            if run.epoch_ended:
+            if run.validation_due:
                 if not processes.rank:
-                    finish_epoch(config, task, run, parts, device, precision, board)
-                run.end_epoch(processes)
+                    validate(config, task, run, parts, device, precision, board)
+                run.end_validation(processes)
             if run.save_due:
                 run.saved = run.seconds
                 if not processes.rank:
@@ -161,7 +161,7 @@ def load_batches(config, task, network, step, processes, device):
     return iter(loader)
 
 
-def finish_epoch(config, task, run, parts, device, precision, board):
+def validate(config, task, run, parts, device, precision, board):
     """Validate the averaged weights as they are kept; write the log, the pictures and the best model."""
     part = parts[task.parts[0]]
     weights = part.kept_weights()
@@ -277,10 +277,10 @@ DESCRIPTION = """\
 {summary}
 
 Without an action it trains: it reads the configuration, then the options, prepares the images (once), trains, and after
-each epoch writes, below output_dir,
+each epoch (--validate_every) writes, below output_dir,
   models/NAME.last.pt       the full state of the run, for --resume
-  losses/NAME.csv, .png     the log, a line per epoch, and its curve
-and, if the epoch is the best so far,
+  losses/NAME.csv, .png     the log, a line per validation, and its curve
+and, if the score is the best so far,
   models/NAME.pt            the model (EMA weights and config)
   models/NAME.json          its config, for --config
   losses/NAME_samples.png   examples from the validation images
@@ -291,7 +291,7 @@ tasks (python main.py --task NAME --help shows the commands and keys of each):
 EPILOG = """\
 examples:
   python main.py --max_minutes 5                                        a first model, without any data
-  python main.py --images training.zip --max_minutes 37 --name mine     train on the course's photos
+  python main.py --images training.zip --max_minutes 25 --name mine     train on the course's photos
   python main.py --resume --name mine                                   go on after an interruption
   python main.py --predict --name mine --test_set test_set.pkl          write the challenge file
   python main.py --evaluate models/photos.pt models/mine.pt --images training.zip   compare models

@@ -120,7 +120,12 @@ class Config:
     validation_fraction: float = key(
         0.06, "share of the images that is held out, in whole folders", above=0, maximum=0.5
     )
-    patience: int | None = key(None, "stop after this many epochs without a better score", minimum=1, may_change=True)
+    validate_every: int = key(
+        1, "epochs from one validation and line of the log to the next", minimum=1, maximum=10**6, may_change=True
+    )
+    patience: int | None = key(
+        None, "stop after this many validations without a better score", minimum=1, may_change=True
+    )
     seed: int = key(0, "decides everything random", minimum=0, maximum=2**32 - 1)
     device: str = key(
         "auto",

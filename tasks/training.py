@@ -108,10 +108,10 @@ class Run:
     step: int = 0
     samples: int = 0
     seconds: float = 0.0  # of training, validation included
-    sums: dict = dataclasses.field(default_factory=dict)  # since the epoch began: {column: (sum, count)}
+    sums: dict = dataclasses.field(default_factory=dict)  # since the last validation: {column: (sum, count)}
     rows: list = dataclasses.field(default_factory=list)  # the log
     best: float | None = None
-    stale: int = 0  # epochs since the best score
+    stale: int = 0  # validations since the best score
     finished: bool = False
     inherited: list = dataclasses.field(default_factory=list)  # training_record of models it started or learns from
 
@@ -119,7 +119,7 @@ class Run:
         """Start the clock."""
         self.config, self.steps_per_epoch = config, steps_per_epoch
         self.started, self.saved = time.monotonic() - self.seconds, self.seconds
-        self.epoch_ended = self.save_due = False
+        self.epoch_ended = self.validation_due = self.save_due = False
         self.stopped_by = 0  # the signal
         self.finished = self.is_finished()
 
@@ -140,14 +140,14 @@ class Run:
         return learning_rate(self.config, self.progress(self.step + 0.5))
 
     def add(self, losses, count, processes):
-        """Add to the epoch's sums; they stay on the device."""
+        """Add to the sums since the last validation; they stay on the device."""
         total = processes.total(count)
         for column, loss in losses.items():
             old_sum, old_count = self.sums.get(column, (0.0, 0.0))
             self.sums[column] = (old_sum + processes.total(loss.detach() * count), old_count + total)
 
     def means(self):
-        """{column: mean since the epoch began}"""
+        """{column: mean since the last validation}"""
         return {column: float(total) / float(count) for column, (total, count) in self.sums.items()}
 
     def count_step(self, samples, stop, processes, device):
@@ -156,8 +156,10 @@ class Run:
         self.step += 1
         self.samples += int(sum(sizes))
         self.seconds, self.stopped_by = seconds[0], int(max(stops))
-        self.epoch_ended = self.step % self.steps_per_epoch == 0 or self.progress(self.step) >= 1
-        self.save_due = self.epoch_ended or bool(self.stopped_by) or self.seconds - self.saved > SAVE_EVERY
+        ends, every = self.progress(self.step) >= 1, self.steps_per_epoch * self.config.validate_every
+        self.epoch_ended = self.step % self.steps_per_epoch == 0 or ends
+        self.validation_due = self.step % every == 0 or ends
+        self.save_due = self.validation_due or bool(self.stopped_by) or self.seconds - self.saved > SAVE_EVERY
         if self.step % CHECK_EVERY == 0 or self.save_due:
             self.check(next(iter(self.means().values())))
 
@@ -174,8 +176,8 @@ class Run:
         """The losses until now came before the last step; the weights did not."""
         self.check(torch.stack([t.abs().max().float() for t in weights.values()]).max().item())  # NaN if there is one
 
-    def end_epoch(self, processes):
-        """Begin the next epoch's sums; decide whether the run is finished."""
+    def end_validation(self, processes):
+        """Begin new sums; decide whether the run is finished."""
         self.sums = {}
         self.seconds, self.stale = processes.agree((time.monotonic() - self.started, self.stale))
         self.finished = self.is_finished()

@@ -105,6 +105,7 @@ def test_config_file_has_every_key_and_the_defaults():
         ("crop_scale", [[0.5], [0, 1], [0.9, 0.5], [0.5, 1.5], ["a", "b"], 0.5]),
         ("synthetic_images", [1, None, 10**9]),
         ("validation_fraction", [0, 0.6]),
+        ("validate_every", [0, 1.5, None]),
         ("patience", [0, "x"]),
         ("seed", [-1, 2**32, 1.5]),
         ("device", ["gpu", 0]),
