@@ -111,8 +111,10 @@ SIZES = {  # network options of ResidualUNet
 
 
 CHAINS = (  # logs of shipped runs; a later one goes on from the model before it
-    ("EquivariantUNet, default", ["photos"]),
-    ("EquivariantUNet, default, 8 minutes", ["speed"]),
+    ("OddUNet, wide, on a GPU", ["photos"]),
+    ("OddUNet, default", ["photos_cpu"]),
+    ("OddUNet, default, 8 minutes", ["speed"]),
+    ("EquivariantUNet, default", ["photos_equivariant"]),
     ("DeePixV1", ["DeePixV1"]),
     ("BasicCNN", ["BasicCNN"]),
     ("ResidualUNet, small", ["small_start", "small_20", "small"]),
@@ -325,7 +327,7 @@ def main():
         matmul = measure_machine(precision)
         for name in NETWORKS:
             for dtype, speed in matmul.items():
-                measure_network(name, dtype, dataset, speed, name == "EquivariantUNet" and dtype == precision)
+                measure_network(name, dtype, dataset, speed, name == "OddUNet" and dtype == precision)
         for minutes in arguments.minutes:
             with tempfile.TemporaryDirectory() as fresh:
                 start = time.perf_counter()  # imports, cache, training, validation

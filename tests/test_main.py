@@ -40,6 +40,7 @@ TINY = [
     "--precision",
     "float32",
 ]
+SHIPPED = ("--network_options", '{"channels": [96, 160, 224, 288], "margin": 16}')  # of models/photos.pt
 
 
 @pytest.fixture
@@ -146,13 +147,12 @@ def test_model_needs_nothing_but_its_file(run, test_set, tmp_path, capsys):
     assert run("--init", str(moved), "--name", "more", "--epochs", "1") == 0
     assert log(tmp_path, "more")[0]["train_loss"] < log(tmp_path)[0]["train_loss"]
     assert run("--init", str(moved), "--network_options", "{}", "--epochs", "1") == 2
-    assert "do not fit EquivariantUNet" in capsys.readouterr().err
+    assert "do not fit OddUNet" in capsys.readouterr().err
 
 
 def test_without_a_model_of_ones_own_the_shipped_one_predicts(run, test_set, tmp_path, capsys):
     submission = tmp_path / "shipped.bin"
-    theirs = ("--network_options", "{}")
-    assert run("--predict", *theirs, "--test_set", test_set[0], "--submission", str(submission)) == 0
+    assert run("--predict", *SHIPPED, "--test_set", test_set[0], "--submission", str(submission)) == 0
     assert os.path.join("models", "photos.pt") in capsys.readouterr().out and submission.exists()
     assert run("--epochs", "1") == 0
     capsys.readouterr()
@@ -184,7 +184,7 @@ def test_identity_model_predicts_the_input(run, test_set, tmp_path):
     "options, words",
     [
         (["--predict", "--name", "nothing"], ["nothing.pt", "train one first"]),
-        (["--predict", "--test_set", "missing.pkl", "--network_options", "{}"], ["missing.pkl", "--test_set"]),
+        (["--predict", "--test_set", "missing.pkl", *SHIPPED], ["missing.pkl", "--test_set"]),
         (["--resume", "--name", "nobody"], ["nobody", "without --resume"]),
         (["--images", "nowhere"], ["images", "nowhere"]),
         (["--init", "nowhere.pt", "--epochs", "1"], ["nowhere.pt"]),
@@ -307,14 +307,15 @@ def test_states_that_are_none(run, tmp_path, capsys):
 
 def test_early_stopping_and_best_score_survive_interruptions(run, tmp_path, monkeypatch):
     """With a learning rate that changes nothing, the first score stays the best, and the third like it is the end."""
-    options = ("--epochs", "9", "--patience", "2", "--learning_rate", "1e-12", "--ema_decay", "0")
+    options = ("--epochs", "9", "--validate_every", "2", "--patience", "2")
+    options += ("--learning_rate", "1e-12", "--ema_decay", "0")
     with monkeypatch.context() as patch:
         interrupt_at(patch, 10)  # in the third epoch
         assert run(*options) == 130
     assert run("--resume") == 0
     scores = [row["score"] for row in log(tmp_path)]
-    assert len(scores) == 3 and scores[0] <= min(scores)
-    assert torch.load(tmp_path / "models" / "default.pt", weights_only=True)["epoch"] == 1
+    assert [row["epoch"] for row in log(tmp_path)] == [2, 4, 6] and scores[0] <= min(scores)
+    assert torch.load(tmp_path / "models" / "default.pt", weights_only=True)["epoch"] == 2
 
 
 def test_the_working_directory_does_not_matter(run, test_set, tmp_path, monkeypatch):
