@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from datasets import SIZE_RANGE
-from symmetry import SYMMETRIES, tie_filters, transform
+from symmetry import SYMMETRIES, odd, tie_filters, transform
 
 # ------------------------------------------------------------------------------------------------ the block grid
 
@@ -285,15 +285,12 @@ class EquivariantUNet(ResidualUNet):
 
 
 class OddUNet(EquivariantUNet):
-    """The same that also knows negatives: to those it adds the negated residual. channels: multiples of 16."""
+    """The same, and odd: for a negated image the residual is negated. channels: multiples of 16."""
 
-    MAPS = 6, 2  # each of the image and of the negated image
+    MAPS = 6, 2  # each map and its negative; what is known twice
 
     def residual(self, maps):
-        guess, images, known = maps.split(1, dim=1)
-        pairs = torch.cat([guess, -guess, images, -images, known, known], dim=1)
-        one, other = super().residual(pairs.contiguous(memory_format=torch.channels_last)).float().split(1, dim=1)
-        return (one - other) / 2
+        return odd(super().residual, maps, (-1, -1, 1))
 
 
 def interpolate(images, means, grid, deviations=(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1)):

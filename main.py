@@ -133,7 +133,7 @@ def check_start(config, task, processes, state):
                 f"choose another --name, or delete this file"
             )
     if os.path.exists(config.file("models", ".pt")):
-        print(f"{show(config.file('models', '.pt'))} will be replaced after the first epoch; to keep it, use --name")
+        print(f"{show(config.file('models', '.pt'))} will be replaced at the first validation; to keep it, use --name")
 
 
 def tell_start(config, task, network, device, precision, processes):
@@ -295,7 +295,7 @@ examples:
   python main.py --resume --name mine                                   go on after an interruption
   python main.py --predict --name mine --test_set test_set.pkl          write the challenge file
   python main.py --evaluate models/photos.pt models/mine.pt --images training.zip   compare models
-  python main.py --images training.zip --init models/photos.pt --name more   start from a model's weights
+  python main.py --images training.zip --init models/photos_cpu.pt --name more   start from a model's weights
 
 exit status: 0 done; 1 some photos were not restored (a line each says why);
 2 a mistake in the options or files (one line says which); 130 or 143

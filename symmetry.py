@@ -1,7 +1,7 @@
 """The eight symmetries of the square: of images, and of the filters of a network that treats all of them alike.
 
 A symmetry is a number from 0 (as it is) to 7. Bits: mirrored along x, mirrored along y, then transposed. Filters may be
-tied by negation, too, which swaps light and dark: then 16 entries are equal where else 8 are.
+tied by negation, too, which swaps light and dark: then 16 entries are equal where otherwise 8 are.
 """
 
 import math
@@ -42,9 +42,9 @@ def tied_entries(outputs, inputs, subpixels, side):
     """Which entries of a filter are equal if it commutes with all symmetries: int64, each entry's orbit, from 0.
 
     outputs, inputs: 8 for a field, whose channels turn into each other, or 1 for a channel that only turns; 16 or 2
-    where there are as many again, which hold what the first would be of the negated image. The shape is (outputs,
-    inputs, subpixels, subpixels, side, side): subpixels are outputs that a pixel shuffle puts beside each other. Each
-    orbit has 8 entries, or 16.
+    where a second half holds what the first would be for the negated image. The shape is (outputs, inputs, subpixels,
+    subpixels, side, side): subpixels are outputs that a pixel shuffle puts beside each other. Each orbit has 8 entries,
+    or 16.
     """
     shape = outputs, inputs, subpixels, subpixels, side, side
     entries, turned = torch.arange(math.prod(shape), device="cpu").view(shape), []
@@ -62,7 +62,7 @@ class EquivariantConv2d(nn.Module):
 
     Channels come in fields of eight: channel g of a field is what its first channel would be of the image in the
     symmetry g, turned back. So a filter between fields has an eighth of the free weights; it takes as many FLOPs.
-    In fields of sixteen, channel 8 + g is channel g of the negated image, and a sixteenth of the weights is free.
+    In fields of sixteen, channel 8 + g is channel g of the negated image: only a sixteenth of the weights is free.
     """
 
     def __init__(self, conv, outputs=8, inputs=8, subpixels=1):
@@ -82,7 +82,7 @@ class EquivariantConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(b // outputs, a // inputs, len(self.tied) // self.order))
         self.bias = nn.Parameter(torch.empty(b // outputs))
         with torch.no_grad():
-            self.weight.copy_(self.untied(weight.permute(0, 2, 3, 1)) * self.order**0.5)  # means vary less
+            self.weight.copy_(self.untied(weight.permute(0, 2, 3, 1)) * self.order**0.5)  # a mean varies less
             self.bias.copy_(conv.bias[:: outputs * subpixels**2])
 
     def extra_repr(self):
@@ -108,6 +108,17 @@ class EquivariantConv2d(nn.Module):
     def forward(self, maps):
         bias = self.bias.repeat_interleave(self.outputs * self.subpixels**2)
         return F.conv2d(maps, self.filters(), bias, self.stride, self.padding)
+
+
+def odd(network, maps, signs):
+    """The odd part of a network that takes and returns pairs of maps: half of what the two of the pair differ by.
+
+    maps: (N, C, H, W). signs: for each of them -1 if negation changes its sign, else 1.
+    """
+    pairs = [m for one, sign in zip(maps.split(1, dim=1), signs) for m in (one, one if sign > 0 else -one)]
+    pairs = torch.cat(pairs, dim=1).contiguous(memory_format=torch.channels_last)  # (N, 2C, H, W)
+    one, other = network(pairs).float().split(1, dim=1)
+    return (one - other) / 2
 
 
 def tie_filters(unet, odd=False):

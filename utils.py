@@ -121,7 +121,7 @@ class Config:
         0.06, "share of the images that is held out, in whole folders", above=0, maximum=0.5
     )
     validate_every: int = key(
-        1, "epochs from one validation and line of the log to the next", minimum=1, maximum=10**6, may_change=True
+        1, "validate, and add a line to the log, once in so many epochs", minimum=1, maximum=10**6, may_change=True
     )
     patience: int | None = key(
         None, "stop after this many validations without a better score", minimum=1, may_change=True

@@ -83,7 +83,7 @@ class DepixelationConfig(AdversarialConfig):
     )
     views: int = key(
         8,
-        "predictions to average, of the image flipped and transposed (ResidualUNet; others need one)",
+        "predictions to average, of the image flipped and transposed (ResidualUNet; other networks use one)",
         minimum=1,
         maximum=8,
         command=True,

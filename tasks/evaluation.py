@@ -77,6 +77,8 @@ def _widened(new, old):
     """A layer's weights or bias in a network with more channels: no old output depends on a new input."""
     if new.shape == old.shape:
         return old
+    if new.shape[2:] != old.shape[2:]:
+        raise TypeError("filters of another kind")
     tensor = new.clone()
     tensor[: len(old)] = 0
     tensor[tuple(map(slice, old.shape))] = old

@@ -99,8 +99,9 @@ class FileAreas(Mosaics):
         around = rng.integers(0, 4 * CONTEXT, (2, 2)).clip(max=CONTEXT + 1) * side / working
         first = int(min(SIDE / scale, np.ceil(extents + around.sum(axis=0)).max()))
         extents = np.minimum(extents.round(), first).astype(int)
+        # Where there is less or more room than was drawn: anywhere between.
         ends = np.sort([around[0], first - extents - around[1]], axis=0).clip(0, first - extents).astype(int)
-        x, y = rng.integers(ends[0], ends[1] + 1).tolist()  # where there is less room than for both, or more
+        x, y = rng.integers(ends[0], ends[1] + 1).tolist()
         cut = (0, 0) if rng.random() < 0.6 else rng.integers(0, side, 2).tolist()  # off the first blocks of the grid
         width, height = (int(extent) - off for extent, off in zip(extents, cut))
         phases = [float(-off % side) for off in cut]

@@ -7,20 +7,18 @@ possible originals. Known pixels and block means have no part in noise and veloc
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import nn
 
-from architectures import BlockGrid, ResidualUNet, UNet
+from architectures import BlockGrid, ResidualUNet
 from processes import Processes
-from symmetry import tie_filters, transform
+from symmetry import odd, tie_filters, transform
 from tasks import Task
 from tasks.depixelation import Depixelation, DepixelationConfig, first_symmetries, random_symmetry
 from tasks.evaluation import load_network, plot_columns
 from tasks.outputs import file_digest
 from tasks.restoration import to_inputs
-from utils import Config, inherited, key
+from utils import Config, UserError, inherited, key
 
 STEPS = 25  # of Euler's method; fewer give smoother areas
 NOISE = 0.25  # its deviation, as a share of that of the grey values in and near the rectangle
@@ -35,9 +33,7 @@ class FlowUNet(ResidualUNet):
     """The velocity, (N, 1, H, W) a unit of time, of (N, 5, H, W): image, known mask, restoration, present state, time
     from 0 to 1."""
 
-    def __init__(self, channels=(32, 64, 96, 128), blocks=(4, 3, 2, 2), **options):
-        super().__init__(channels, blocks, **options)
-        self.first = nn.Conv2d(4, channels[0], 3, padding=1)
+    MAPS = 4, 1
 
     def forward(self, inputs, symmetries=(0,)):
         return super().forward(inputs, symmetries) * (inputs[:, 1:2] == 0)
@@ -48,8 +44,7 @@ class FlowUNet(ResidualUNet):
             grid = BlockGrid(image, unknown, self.sizes)
             center, deviation = grid.statistics(restored)
             seen = [(restored - center) / deviation, (now - center) / deviation, 1 - unknown.float(), time]
-        unet = partial(UNet.forward, self)
-        outputs = [transform(unet, torch.cat(seen, dim=1), symmetry) for symmetry in symmetries]
+        outputs = [transform(self.residual, torch.cat(seen, dim=1), symmetry) for symmetry in symmetries]
         with torch.autocast(maps.device.type, enabled=False):
             return deviation * without_means(grid, sum(outputs) / len(outputs))
 
@@ -83,10 +78,19 @@ class EquivariantFlowUNet(FlowUNet):
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        tie_filters(self)
+        tie_filters(self, odd=self.MAPS[1] == 2)
 
 
-NETWORKS = {network.__name__: network for network in (EquivariantFlowUNet, FlowUNet)}
+class OddFlowUNet(EquivariantFlowUNet):
+    """The same, and odd. channels: multiples of 16."""
+
+    MAPS = 8, 2
+
+    def residual(self, maps):
+        return odd(super().residual, maps, (-1, -1, 1, 1))
+
+
+NETWORKS = {network.__name__: network for network in (OddFlowUNet, EquivariantFlowUNet, FlowUNet)}
 
 
 @dataclass
@@ -95,9 +99,9 @@ class FlowConfig(Config):
 
     task: str = inherited("task", "flow")
     name: str = inherited("name", "flow")
-    network: str = key("EquivariantFlowUNet", "the architecture", choices=tuple(NETWORKS))
+    network: str = key("OddFlowUNet", "the architecture", choices=tuple(NETWORKS))
     init: str = key(
-        "models/photos.pt",
+        "models/photos_cpu.pt",
         "the accurate model that the flow starts from; its weights are the flow's first ones",
         path=True,
         may_change=True,
@@ -135,6 +139,12 @@ class Flow(Depixelation):
         """Those of the accurate network, but for the convolutions that see and say something else."""
         own, weights = network.state_dict(), checkpoint["weights"]
         fit = {n: t for n, t in weights.items() if n in own and own[n].shape == t.shape and not n.startswith("last.")}
+        if not fit:
+            made_by = checkpoint["config"].get("network")
+            raise UserError(
+                f"{path}: its weights (of {made_by}) do not fit {self.config.network} with these network_options; "
+                f"give --network and --network_options like that model's"
+            )
         network.load_state_dict({**own, **fit})
 
     def loss(self, name, parts, batch):

@@ -153,7 +153,7 @@ def training_flops(network, dataset):
 
 
 def read_log(name):
-    """(samples, scores, IdentityModel's score) of a log, two arrays of an entry an epoch and a float."""
+    """(samples, scores, IdentityModel's score) of a log, two arrays of an entry a validation and a float."""
     with open(os.path.join(ROOT, "losses", f"{name}.csv"), encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     samples, scores = (np.array([float(row[key]) for row in rows]) for key in ("samples", "score"))
@@ -183,7 +183,7 @@ def plot_scaling(dataset):
             spent = points[-1][0]
             print(f"{run}: {flops / 1e9:.2f} GFLOP a sample, in all {spent:.2e}: {scores[-1]:.2f}")
         parameters = sum(p.numel() for p in network.parameters())
-        label = f"{name}, {parameters / 1e6:.2f}M parameters: each epoch"
+        label = f"{name}, {parameters / 1e6:.2f}M parameters"
         axes.plot(*np.array(points).T, "-o", markersize=3, linewidth=1, label=label)
         if name == RANK_1["network"]:
             first = flops * RANK_1["samples"], RANK_1["score"] * identity / RANK_1["identity_score"]

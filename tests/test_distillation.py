@@ -10,7 +10,7 @@ import main as entry
 from tasks.depixelation import Depixelation, distillation_loss, training_loss
 from tasks.training import Part
 
-SMALLER = ["--network_options", '{"channels": [8, 16], "blocks": [1, 1]}']
+SMALLER = ["--network_options", '{"channels": [16, 16], "blocks": [1, 1]}']
 
 
 def test_the_loss_is_what_the_difference_from_the_posterior_mean_adds_to_the_score():
@@ -32,7 +32,7 @@ def test_the_loss_is_what_the_difference_from_the_posterior_mean_adds_to_the_sco
 def test_a_batch_is_taught_in_another_symmetry_without_changing_the_teacher(run, tmp_path):
     assert run("--name", "teacher", "--epochs", "1") == 0
     path = tmp_path / "models" / "teacher.pt"
-    task = Depixelation(Depixelation.Config(teacher=str(path), network_options={"channels": [8], "blocks": [1]}))
+    task = Depixelation(Depixelation.Config(teacher=str(path), network_options={"channels": [16], "blocks": [1]}))
     network = task.build_parts()["network"].to(memory_format=torch.channels_last)
     images = torch.randint(0, 256, (4, 1, 64, 64), dtype=torch.uint8)
     known = torch.ones(images.shape, dtype=torch.bool)
@@ -60,7 +60,7 @@ def test_a_batch_is_taught_in_another_symmetry_without_changing_the_teacher(run,
 
 
 def test_runs_with_a_teacher_resume_exactly(run, tmp_path, monkeypatch, refused):
-    assert run("--name", "teacher", "--epochs", "2") == 0
+    assert run("--name", "teacher", "--epochs", "2", "--learning_rate", "5e-3") == 0
     teacher = ["--teacher", tmp_path / "models" / "teacher.pt", *SMALLER, "--epochs", "2"]
     assert run(*teacher, "--name", "whole") == 0
     with monkeypatch.context() as patch:

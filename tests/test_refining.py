@@ -209,6 +209,8 @@ def test_predictions_by_realism(trained, tmp_path, refused):
     line = ["--predict", "--test_set", test_set, "--model", models / "accurate.pt", "--submission", tmp_path / "x.bin"]
     refused(run(*line, "--samples", "2", "--refiner", models / "adversarial.pt"), "samples", "adversarial.pt")
     refused(run(*line, "--realism", "1", "--refiner", tmp_path / "none.pt"), "none.pt", "--refiner FILE")
+    flow = ("--task", "flow", "--network", "FlowUNet", "--init", models / "accurate.pt", "--name", "x")
+    refused(run(*flow), "accurate.pt", "(of OddUNet) do not fit FlowUNet")
     refused(run(*line, "--realism", "1.5"), "realism", "at most 1")
     refused(run("--adversarial", "1", "--patience", "2", "--name", "x"), "patience", "last weights")
     assert not (tmp_path / "x.bin").exists()
