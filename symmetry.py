@@ -4,6 +4,7 @@ A symmetry is a number from 0 (as it is) to 7. Bits: mirrored along x, mirrored 
 tied by negation, too, which swaps light and dark: then 16 entries are equal where otherwise 8 are.
 """
 
+import functools
 import math
 
 import torch
@@ -38,6 +39,7 @@ def products():
     return [[known[tuple(turn(turn(corners, g), r).flatten().tolist())] for g in range(8)] for r in range(8)]
 
 
+@functools.cache
 def tied_entries(outputs, inputs, subpixels, side):
     """Which entries of a filter are equal if it commutes with all symmetries: int64, each entry's orbit, from 0.
 
