@@ -278,19 +278,21 @@ class EquivariantUNet(ResidualUNet):
     """The same with equivariant filters; channels: multiples of 8."""
 
     SYMMETRIES = (0,)  # so one view is worth eight
+    SIGNS = ()  # of an odd network: for each map that it is given -1 if negation changes it, else 1
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        tie_filters(self, odd=self.MAPS[1] == 2)
+        tie_filters(self, odd=bool(self.SIGNS))
 
 
 class OddUNet(EquivariantUNet):
     """The same, and odd: for a negated image the residual is negated. channels: multiples of 16."""
 
     MAPS = 6, 2  # each map and its negative; what is known twice
+    SIGNS = -1, -1, 1
 
     def residual(self, maps):
-        return odd(super().residual, maps, (-1, -1, 1))
+        return odd(super().residual, maps, self.SIGNS)
 
 
 def interpolate(images, means, grid, deviations=(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1)):
@@ -463,7 +465,8 @@ class ResidualSRModel(BasicSRModel):
     """The same, added to the upsampled image."""
 
     def forward(self, images):
-        return (upsampled := self.upsample(images)) + self.layers(upsampled)
+        upsampled = self.upsample(images)
+        return upsampled + self.layers(upsampled)
 
 
 class SubPixelResNet(nn.Module):

@@ -66,11 +66,16 @@ def load_weights(network, checkpoint, path):
         wider = {name: _widened(own[name], old) if name in own else old for name, old in weights.items()}
         network.load_state_dict({**own, **wider} if deeper else wider)
     except (RuntimeError, AttributeError, IndexError, TypeError):
-        made_by = checkpoint["config"].get("network") if isinstance(checkpoint["config"], dict) else None
-        raise UserError(
-            f"{path}: its weights (of {made_by}) do not fit {type(network).__name__} with these network_options; "
-            f"name a model of the same architecture, or that one with --network and --network_options"
-        ) from None
+        raise misfit(network, checkpoint, path) from None
+
+
+def misfit(network, checkpoint, path):
+    """The UserError where weights are of another network."""
+    made_by = checkpoint["config"].get("network") if isinstance(checkpoint["config"], dict) else None
+    return UserError(
+        f"{path}: its weights (of {made_by}) do not fit {type(network).__name__} with these network_options; "
+        f"name a model of the same architecture, or that one with --network and --network_options"
+    )
 
 
 def _widened(new, old):

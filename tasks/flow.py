@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import torch
 
-from architectures import BlockGrid, ResidualUNet
+from architectures import BlockGrid, EquivariantUNet, OddUNet, ResidualUNet
 from processes import Processes
-from symmetry import odd, tie_filters, transform
+from symmetry import transform
 from tasks import Task
 from tasks.depixelation import Depixelation, DepixelationConfig, first_symmetries, random_symmetry
-from tasks.evaluation import load_network, plot_columns
+from tasks.evaluation import load_network, misfit, plot_columns
 from tasks.outputs import file_digest
 from tasks.restoration import to_inputs
-from utils import Config, UserError, inherited, key
+from utils import Config, inherited, key
 
 STEPS = 25  # of Euler's method; fewer give smoother areas
 NOISE = 0.25  # its deviation, as a share of that of the grey values in and near the rectangle
@@ -71,23 +71,15 @@ class FlowUNet(ResidualUNet):
         return torch.where(grid.unknown, now, restored)
 
 
-class EquivariantFlowUNet(FlowUNet):
+class EquivariantFlowUNet(FlowUNet, EquivariantUNet):
     """The same with equivariant filters. channels: multiples of 8."""
 
-    SYMMETRIES = (0,)
 
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        tie_filters(self, odd=self.MAPS[1] == 2)
-
-
-class OddFlowUNet(EquivariantFlowUNet):
+class OddFlowUNet(FlowUNet, OddUNet):
     """The same, and odd. channels: multiples of 16."""
 
     MAPS = 8, 2
-
-    def residual(self, maps):
-        return odd(super().residual, maps, (-1, -1, 1, 1))
+    SIGNS = -1, -1, 1, 1
 
 
 NETWORKS = {network.__name__: network for network in (OddFlowUNet, EquivariantFlowUNet, FlowUNet)}
@@ -140,11 +132,7 @@ class Flow(Depixelation):
         own, weights = network.state_dict(), checkpoint["weights"]
         fit = {n: t for n, t in weights.items() if n in own and own[n].shape == t.shape and not n.startswith("last.")}
         if not fit:
-            made_by = checkpoint["config"].get("network")
-            raise UserError(
-                f"{path}: its weights (of {made_by}) do not fit {self.config.network} with these network_options; "
-                f"give --network and --network_options like that model's"
-            )
+            raise misfit(network, checkpoint, path)
         network.load_state_dict({**own, **fit})
 
     def loss(self, name, parts, batch):
