@@ -1,7 +1,10 @@
 """The eight symmetries of the square: of images, and of the filters of a network that treats all of them alike.
 
 A symmetry is a number from 0 (as it is) to 7. Bits: mirrored along x, mirrored along y, then transposed. Filters may be
-tied by negation, too, which swaps light and dark: then 16 entries are equal where otherwise 8 are.
+tied by negation, too, which swaps light and dark: then 16 entries are equal where otherwise 8 are, and with a channel a
+of the image comes a channel b of the negated image. Their parities are (a + b) / 2, even: negation does not change it,
+and (a - b) / 2, odd: negation changes its sign. No filter mixes them, so on parities a convolution takes half of the
+FLOPs: by_parity says when a network works on them. Even maps are then the first half of a batch, odd ones the second.
 """
 
 import functools
@@ -77,6 +80,7 @@ class EquivariantConv2d(nn.Module):
         a, b = conv.in_channels, conv.out_channels // subpixels**2
         if a % inputs or b % outputs:
             raise ValueError(f"an equivariant network needs channels that are multiples of {max(inputs, outputs)}")
+        self.pairs = outputs in (2, 16)
         tied = tied_entries(outputs, inputs, subpixels, side)
         self.shape, self.order = tied.shape, int(tied.flatten().bincount()[0])
         self.register_buffer("tied", tied.flatten().to(conv.weight.device), persistent=False)
@@ -107,16 +111,51 @@ class EquivariantConv2d(nn.Module):
         """As nn.Conv2d has them, (out, in, h, w), in channels_last format."""
         return self.matrix(self.weight).unflatten(1, (*self.shape[-2:], -1)).permute(0, 3, 1, 2)
 
+    def parity_filters(self):
+        """Those from even maps to even ones and from odd ones to odd ones, each (out / 2, in / 2, h, w)."""
+        o, i = self.weight.shape[:2]
+        rows = self.weight.flatten(0, 1).index_select(1, self.tied[: len(self.tied) // 2])  # to channels a, from a, b
+        a, b = rows.view(o, i, self.outputs // 2, 2, self.inputs // 2, *self.shape[2:]).unbind(3)
+        return [f.permute(0, 2, 4, 5, 6, 7, 1, 3).flatten(6).flatten(0, 3).permute(0, 3, 1, 2) for f in (a + b, a - b)]
+
     def forward(self, maps):
+        if self.pairs and by_parity(maps):
+            bias = self.bias.repeat_interleave(self.outputs // 2 * self.subpixels**2)
+            parities = zip(maps.chunk(2), self.parity_filters(), (bias, None))
+            return torch.cat([F.conv2d(*parity, self.stride, self.padding) for parity in parities])
         bias = self.bias.repeat_interleave(self.outputs * self.subpixels**2)
         return F.conv2d(maps, self.filters(), bias, self.stride, self.padding)
 
 
+class PairReLU(nn.Module):
+    """ReLU where channels come in pairs: it is the only part of a network that mixes parities."""
+
+    def forward(self, maps):
+        if not by_parity(maps):
+            return F.relu(maps)
+        even, odd = maps.chunk(2)
+        a, b = F.relu(even + odd), F.relu(even - odd)
+        even = torch.lerp(a, b, 0.5)
+        return torch.cat([even, a - even])
+
+
+def by_parity(maps):
+    """Whether a network with filters tied by negation works on parities: in float32, where arithmetic takes the time.
+
+    bfloat16 is chosen where the processor has fast instructions for it; there memory and calls take more of the time.
+    """
+    return not torch.is_autocast_enabled(maps.device.type)
+
+
 def odd(network, maps, signs):
-    """The odd part of a network that takes and returns pairs of maps: half of what the two of the pair differ by.
+    """The odd parity of what a network returns that takes and returns pairs of maps.
 
     maps: (N, C, H, W). signs: for each of them -1 if negation changes its sign, else 1.
     """
+    if by_parity(maps):
+        even = torch.tensor(signs, device=maps.device).view(-1, 1, 1) > 0
+        parities = torch.cat([maps * even, maps * ~even]).contiguous(memory_format=torch.channels_last)
+        return network(parities).chunk(2)[1]
     pairs = [m for one, sign in zip(maps.split(1, dim=1), signs) for m in (one, one if sign > 0 else -one)]
     pairs = torch.cat(pairs, dim=1).contiguous(memory_format=torch.channels_last)  # (N, 2C, H, W)
     one, other = network(pairs).float().split(1, dim=1)
@@ -135,3 +174,5 @@ def tie_filters(unet, odd=False):
         if isinstance(module, nn.Conv2d):
             role = {"outputs": many, "inputs": many} | roles.get(name, {})
             unet.set_submodule(name, EquivariantConv2d(module, **role))
+        elif odd and isinstance(module, nn.ReLU):
+            unet.set_submodule(name, PairReLU())

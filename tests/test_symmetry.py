@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from architectures import BasicCNN, EquivariantUNet, OddUNet, ResidualUNet
 from symmetry import SYMMETRIES, EquivariantConv2d, products, tied_entries, transform, turn, turn_back
@@ -55,6 +56,27 @@ def test_output_turns_as_the_input_does(kind, multiple):
     assert (transform(lambda maps: network.residual(maps.roll(1, 3)), maps, 1) - seen[0]).abs().max() > 0.1
     with pytest.raises(ValueError, match=f"multiples of {multiple}"):
         kind((multiple + 4, 16), (1, 1))
+
+
+def test_parities_give_the_same_output_and_gradient_for_half_of_the_flops(monkeypatch):
+    network, maps = equivariant(OddUNet), torch.randn(2, 3, 16, 24)
+    results, flops = [], []
+    for parities in (True, False):
+        monkeypatch.setattr("symmetry.by_parity", lambda maps, parities=parities: parities)
+        with FlopCounterMode(display=False) as counter:
+            output = network.residual(maps)
+        gradients = torch.autograd.grad(output.square().mean(), network.parameters())
+        results.append([output.detach(), torch.cat([gradient.flatten() for gradient in gradients])])
+        flops.append(counter.get_total_flops())
+    assert 2 * flops[0] == flops[1]
+    for one, other in zip(*results):
+        assert one.norm() > 0.1 and (one - other).norm() < 1e-4 * other.norm()
+    monkeypatch.undo()
+    calls = []
+    network.first.parity_filters = lambda: calls.append(1)  # called in float32 only
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        network.residual(maps)
+    assert not calls
 
 
 def test_a_negative_is_restored_as_a_negative():
