@@ -153,7 +153,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU()  # a module, so that tie_filters can replace it
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
@@ -289,7 +289,7 @@ class EquivariantUNet(ResidualUNet):
 class OddUNet(EquivariantUNet):
     """The same, and odd: for a negated image the residual is negated. channels: multiples of 16."""
 
-    MAPS = 6, 2  # each map and its negative; what is known twice
+    MAPS = 6, 2  # each map and its negative, or its two parities; what is known twice
     SIGNS = -1, -1, 1
 
     def residual(self, maps):

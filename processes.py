@@ -58,18 +58,24 @@ def choose_device(name):
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def choose_precision(name, device):
-    """ "auto", "float32" or "bfloat16" -> torch.dtype. On a CPU auto times a convolution of either kind."""
+def choose_precision(name, device, kept=None):
+    """ "auto", "float32" or "bfloat16" -> torch.dtype. On a CPU auto times a convolution of either kind.
+
+    kept: "float32" or "bfloat16", in which a model was validated. Auto stays with it, so that the model predicts the
+    same at each start, but where the other takes less than half of the time.
+    """
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        faster = kept != "float32" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if faster else torch.float32
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.ones(16, 64, 24, 24, dtype=dtype).contiguous(memory_format=torch.channels_last)
         w = torch.ones(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
         seconds[dtype] = min(timeit.repeat(lambda: F.conv2d(x, w, padding=1), number=1, repeat=5))  # noqa: B023
-    return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
+    limit = {None: 0.8, "float32": 0.5, "bfloat16": 2.0}[kept]
+    return torch.bfloat16 if seconds[torch.bfloat16] < limit * seconds[torch.float32] else torch.float32
 
 
 # ------------------------------------------------------------------------------------------------ processes

@@ -1,10 +1,14 @@
 """The eight symmetries of the square: of images, and of the filters of a network that treats all of them alike.
 
-A symmetry is a number from 0 (as it is) to 7. Bits: mirrored along x, mirrored along y, then transposed. Filters may be
-tied by negation, too, which swaps light and dark: then 16 entries are equal where otherwise 8 are, and with a channel a
-of the image comes a channel b of the negated image. Their parities are (a + b) / 2, even: negation does not change it,
-and (a - b) / 2, odd: negation changes its sign. No filter mixes them, so on parities a convolution takes half of the
-FLOPs: by_parity says when a network works on them. Even maps are then the first half of a batch, odd ones the second.
+A symmetry is a number from 0 (unchanged) to 7. Bits: mirrored along x, mirrored along y, then transposed.
+
+Filters may be tied by negation, too, which swaps light and dark; then 16 entries are equal where otherwise 8 are. Each
+channel a then has a partner b: what a would be for the negated image. Negating the image swaps a and b, so
+(a + b) / 2 stays the same, it is even, and (a - b) / 2 changes its sign, it is odd: the two parities. A tied filter
+treats a and b alike, a' = p a + q b and b' = q a + p b. Therefore even' = (p + q) even and odd' = (p - q) odd: two
+convolutions instead of four, half of the FLOPs. Only ReLU needs a = even + odd and b = even - odd themselves.
+Where by_parity says so, a network computes with parities: the even maps are the first half of a batch, the odd ones
+the second.
 """
 
 import functools
@@ -80,7 +84,7 @@ class EquivariantConv2d(nn.Module):
         a, b = conv.in_channels, conv.out_channels // subpixels**2
         if a % inputs or b % outputs:
             raise ValueError(f"an equivariant network needs channels that are multiples of {max(inputs, outputs)}")
-        self.pairs = outputs in (2, 16)
+        self.paired = outputs in (2, 16)
         tied = tied_entries(outputs, inputs, subpixels, side)
         self.shape, self.order = tied.shape, int(tied.flatten().bincount()[0])
         self.register_buffer("tied", tied.flatten().to(conv.weight.device), persistent=False)
@@ -99,7 +103,7 @@ class EquivariantConv2d(nn.Module):
         """The filters as a matrix of outputs x (height * width * inputs), of weights as self.weight is."""
         o, i = weight.shape[:2]
         full = weight.flatten(0, 1).index_select(1, self.tied).view(o, i, *self.shape)
-        return full.permute(0, 2, 4, 5, 6, 7, 1, 3).reshape(o * self.outputs * self.subpixels**2, -1)
+        return _as_matrix(full)
 
     def untied(self, matrix):
         """The weights whose filters are nearest to these: undoes matrix()."""
@@ -109,50 +113,59 @@ class EquivariantConv2d(nn.Module):
 
     def filters(self):
         """As nn.Conv2d has them, (out, in, h, w), in channels_last format."""
-        return self.matrix(self.weight).unflatten(1, (*self.shape[-2:], -1)).permute(0, 3, 1, 2)
+        return _from_matrix(self.matrix(self.weight), self.shape[-2:])
 
     def parity_filters(self):
-        """Those from even maps to even ones and from odd ones to odd ones, each (out / 2, in / 2, h, w)."""
+        """The filters of the even maps and those of the odd maps, each (out / 2, in / 2, h, w)."""
         o, i = self.weight.shape[:2]
-        rows = self.weight.flatten(0, 1).index_select(1, self.tied[: len(self.tied) // 2])  # to channels a, from a, b
-        a, b = rows.view(o, i, self.outputs // 2, 2, self.inputs // 2, *self.shape[2:]).unbind(3)
-        return [f.permute(0, 2, 4, 5, 6, 7, 1, 3).flatten(6).flatten(0, 3).permute(0, 3, 1, 2) for f in (a + b, a - b)]
+        half = self.weight.flatten(0, 1).index_select(1, self.tied[: len(self.tied) // 2])  # the filters of channels a
+        half = half.view(o, i, self.outputs // 2, 2, self.inputs // 2, *self.shape[2:])
+        p, q = half.unbind(3)  # what they do to channels a, and to channels b
+        return [_from_matrix(_as_matrix(filters), self.shape[-2:]) for filters in (p + q, p - q)]
 
     def forward(self, maps):
-        if self.pairs and by_parity(maps):
-            bias = self.bias.repeat_interleave(self.outputs // 2 * self.subpixels**2)
-            parities = zip(maps.chunk(2), self.parity_filters(), (bias, None))
-            return torch.cat([F.conv2d(*parity, self.stride, self.padding) for parity in parities])
+        if self.paired and by_parity(maps):
+            bias = self.bias.repeat_interleave(self.outputs // 2 * self.subpixels**2)  # of a and b: they differ by 0
+            halves = zip(maps.chunk(2), self.parity_filters(), (bias, None))
+            return torch.cat([F.conv2d(half, f, b, self.stride, self.padding) for half, f, b in halves])
         bias = self.bias.repeat_interleave(self.outputs * self.subpixels**2)
         return F.conv2d(maps, self.filters(), bias, self.stride, self.padding)
 
 
+def _as_matrix(filters):
+    """(fields, fields, outputs, inputs, subpixels, subpixels, h, w) -> outputs x (h * w * inputs)."""
+    return filters.permute(0, 2, 4, 5, 6, 7, 1, 3).flatten(4).flatten(0, 3)
+
+
+def _from_matrix(matrix, sides):
+    """The same as filters of a convolution, (out, in, h, w), in channels_last format."""
+    return matrix.unflatten(1, (*sides, -1)).permute(0, 3, 1, 2)
+
+
 class PairReLU(nn.Module):
-    """ReLU where channels come in pairs: it is the only part of a network that mixes parities."""
+    """ReLU of paired channels. On parities it acts on a and b, and is the only layer that mixes the two."""
 
     def forward(self, maps):
         if not by_parity(maps):
             return F.relu(maps)
         even, odd = maps.chunk(2)
         a, b = F.relu(even + odd), F.relu(even - odd)
-        even = torch.lerp(a, b, 0.5)
-        return torch.cat([even, a - even])
+        mean = torch.lerp(a, b, 0.5)
+        return torch.cat([mean, a - mean])  # (a + b) / 2 and (a - b) / 2, in fewer passes over memory
 
 
 def by_parity(maps):
-    """Whether a network with filters tied by negation works on parities: in float32, where arithmetic takes the time.
-
-    bfloat16 is chosen where the processor has fast instructions for it; there memory and calls take more of the time.
-    """
-    return not torch.is_autocast_enabled(maps.device.type)
+    """Whether a network with filters tied by negation computes with parities: on a CPU in float32, where arithmetic
+    takes most of the time. bfloat16 is used where the CPU computes fast in it; there memory and calls weigh more."""
+    return maps.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 def odd(network, maps, signs):
-    """The odd parity of what a network returns that takes and returns pairs of maps.
+    """The odd parity of the output of a network that takes and returns pairs of maps.
 
     maps: (N, C, H, W). signs: for each of them -1 if negation changes its sign, else 1.
     """
-    if by_parity(maps):
+    if by_parity(maps):  # a map that negation does not change is all even; one whose sign it changes is all odd
         even = torch.tensor(signs, device=maps.device).view(-1, 1, 1) > 0
         parities = torch.cat([maps * even, maps * ~even]).contiguous(memory_format=torch.channels_last)
         return network(parities).chunk(2)[1]
@@ -163,9 +176,10 @@ def odd(network, maps, signs):
 
 
 def tie_filters(unet, odd=False):
-    """Make a UNet's convolutions equivariant, in place. The maps that it takes and returns turn, but are no fields.
+    """Make a UNet equivariant, in place: replaces its convolutions and, if odd, its ReLUs, which must be modules.
 
-    odd: tie them by negation, too; the maps come in pairs then, of the image and of the negated image.
+    The maps that it takes and returns turn, but are no fields. odd: tie the filters by negation, too; maps then come in
+    pairs, of the image and of the negated image.
     """
     few, many = (2, 16) if odd else (1, 8)
     roles = {"first": {"inputs": few}, "last": {"outputs": few}}

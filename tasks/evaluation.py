@@ -144,7 +144,7 @@ def load_model(task, path, given, device):
 def load_models(task, given, paths):
     """(Models of some files, or of the configured one where there are none; device; precision)
 
-    Precision auto is that of the first model's validation, so that it predicts the same at each start.
+    Precision auto stays with that of the first model's validation where it can: choose_precision.
     """
     device, named = choose_device(task.config.device), task.config.model
     if paths and "model" in given and paths != [named]:
@@ -152,8 +152,7 @@ def load_models(task, given, paths):
     baseline = task.config.network in task.baselines() and not task.config.model
     paths = paths or [task.config.network if baseline else chosen_model(task, given)]
     models = [load_model(task, path, given, device) for path in paths]
-    kept = models[0].precision if task.config.precision == "auto" else None
-    precision = choose_precision(kept or task.config.precision, device)
+    precision = choose_precision(task.config.precision, device, models[0].precision)
     for model in models:
         if model.config:
             print(f"{model.config.network} from {model.name}; {device.type}, {str(precision)[6:]}")
@@ -293,7 +292,8 @@ def summarize(task, given, operands):
         shapes = {}  # of each layer's output, without the number of images
         for _, module in layers_and_blocks(network):
             module.register_forward_hook(lambda layer, _, output: shapes.update({layer: output.shape[1:]}))
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        # in float32 odd networks compute with parities: half of the FLOPs, and half of the channels twice
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False) as counter:
             network(task.example_input())
         flops = {module: sum(counts.values()) for module, counts in counter.get_flop_counts().items()}
         parameters = sum(p.numel() for p in network.parameters())

@@ -27,8 +27,8 @@ class Part:
     """One network in training, its optimizers, and the moving average of its weights, which is what is kept."""
 
     def __init__(self, network, config, precision, model):
-        """network: on its device. precision: torch.dtype of its convolutions. model: the network as forward passes of
-        training call it, compiled or shared among processes, say."""
+        """network: on its device. precision: torch.dtype of its convolutions and Muon's iteration. model: the network
+        as forward passes of training call it, compiled or shared among processes, say."""
         self.network, self.precision, self.model = network, precision, model
         self.gradient_clip, self.steps = config.gradient_clip, 0
         self.kept = copy.deepcopy(network).eval()  # holds what is validated and written to models/NAME.pt
@@ -292,7 +292,7 @@ class FilterMuon(torch.optim.Muon):
         matrices = [(layer.matrix if layer else _matrix)(weight.detach()) for weight, layer in self.filters]
         scale = 3.0  # the best of 1, 3 and 6 in runs of three minutes
         group = {"params": list(map(nn.Parameter, matrices)), "scale": scale}
-        super().__init__([group], weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        super().__init__([group], weight_decay=weight_decay)
 
     @torch.no_grad()
     def step(self):
@@ -302,24 +302,23 @@ class FilterMuon(torch.optim.Muon):
             gradient = (layer.matrix if layer else _matrix)(gradient)
             momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(gradient))
             momentum.lerp_(gradient, 1 - group["momentum"])
-            update = orthogonalized(gradient.lerp(momentum, group["momentum"]).to(self.precision), group)
-            if layer:
-                matrix.copy_(layer.matrix(weight))
-            matrix.mul_(1 - group["lr"] * group["weight_decay"])
-            matrix.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
-            if layer:
-                weight.copy_(layer.untied(matrix))
+            update = orthogonalized(gradient.lerp(momentum, group["momentum"]).to(self.precision), group).float()
+            weights, update = (weight, layer.untied(update)) if layer else (matrix, update)
+            weights.mul_(1 - group["lr"] * group["weight_decay"])
+            weights.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))  # AdamW's size (Liu et al.)
 
 
 def orthogonalized(matrix, group):
-    """About the nearest matrix with orthogonal rows, or columns if they are fewer: Muon's Newton-Schulz iteration."""
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / x.norm().clamp(min=group["eps"])
+    """Roughly the nearest matrix with orthonormal rows, or columns where these are fewer: Muon's Newton-Schulz
+    iteration. group: the optimizer's parameter group, which has the coefficients."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonalized(matrix.T, group).T
+    x = matrix / matrix.norm().clamp(min=group["eps"])
     a, b, c = group["ns_coefficients"]
     for _ in range(group["ns_steps"]):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x
 
 
 def _matrix(filters):

@@ -33,6 +33,9 @@ def test_samples_are_areas_in_the_form_of_the_challenge():
     drawn = [areas.draw(np.random.default_rng(i), Photos()[0]) for i in range(40)]
     losses = [np.abs(pixels[-4:, -4:].astype(float) - source[-4:, -4:]).mean() for pixels, source, *_ in drawn]
     assert 0 < np.median(losses) < 8 and min(losses) == 0  # stored with losses, or without
+    spaces = [(a.x, p.shape[1] - a.x - a.width, a.y, p.shape[0] - a.y - a.height) for p, _, a, *_ in drawn]
+    left, right, upper, lower = np.sum(spaces, axis=0)
+    assert 0.7 < left / right < 1.4 and 0.7 < upper / lower < 1.4  # as much context on either side
     again, later = areas[0, 5], areas[1, 5]
     assert all(np.array_equal(a, b) for a, b in zip(again, samples[5]))
     assert not np.array_equal(later[0], again[0])

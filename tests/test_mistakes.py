@@ -230,16 +230,22 @@ def test_a_model_without_record_claims_nothing(run, claim, model):
 
 
 def test_precision_is_kept_with_the_model(run, model, predict, capsys, monkeypatch):
-    """Auto would measure at each start, and could decide otherwise."""
-    monkeypatch.setattr("tasks.evaluation.choose_precision", lambda name, device: getattr(torch, name))  # not auto
+    """Auto would measure at each start, and could decide otherwise. A much slower one is not kept."""
     state = torch.load(model, weights_only=True)
     assert (state["precision"], state["device"]) == ("float32", "cpu")
-    torch.save({**state, "precision": "bfloat16"}, model)
-    capsys.readouterr()
-    assert predict("--submission", "a.bin", "--precision", "auto") == 0
-    assert "cpu, bfloat16" in capsys.readouterr().out
-    assert predict("--submission", "a.bin", "--precision", "float32") == 0
-    assert "cpu, float32" in capsys.readouterr().out
+    for kept, ratio, chosen in (
+        ("float32", 0.7, "float32"),
+        ("float32", 0.3, "bfloat16"),
+        ("bfloat16", 1.5, "bfloat16"),
+        ("bfloat16", 10, "float32"),
+    ):
+        torch.save({**state, "precision": kept}, model)
+        for precision, expected in (("auto", chosen), ("float32", "float32")):
+            seconds = iter([[1.0], [ratio]])
+            monkeypatch.setattr("timeit.repeat", lambda *arguments, seconds=seconds, **options: next(seconds))
+            capsys.readouterr()
+            assert predict("--submission", "a.bin", "--precision", precision) == 0
+            assert f"cpu, {expected}" in capsys.readouterr().out
 
 
 def test_states_of_runs_are_no_models(predict, run, refused, shared):
