@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from architectures import BLOCKS, ResidualBlock
 from processes import choose_device, choose_precision
+from symmetry import PairReLU
 from tasks.outputs import check_outputs, sign
 from utils import Config, UserError, atomic_write, config_from_dict, load_checkpoint, show
 
@@ -292,8 +293,10 @@ def summarize(task, given, operands):
         shapes = {}  # of each layer's output, without the number of images
         for _, module in layers_and_blocks(network):
             module.register_forward_hook(lambda layer, _, output: shapes.update({layer: output.shape[1:]}))
-        # in float32 odd networks compute with parities: half of the FLOPs, and half of the channels twice
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False) as counter:
+        # in float32 these would compute with parities: half of the FLOPs, and half of the channels twice
+        paired = any(isinstance(module, PairReLU) for module in network.modules())
+        precision = torch.autocast("cpu", torch.bfloat16, enabled=paired)
+        with torch.inference_mode(), precision, FlopCounterMode(display=False) as counter:
             network(task.example_input())
         flops = {module: sum(counts.values()) for module, counts in counter.get_flop_counts().items()}
         parameters = sum(p.numel() for p in network.parameters())

@@ -81,7 +81,7 @@ def test_predictions_of_ours(name, most, samples):
     """Known pixels as they were, block means as given, and the same in bfloat16 and for any batch."""
     network, _ = load(name)
     assert sum(p.numel() for p in network.parameters()) < most
-    pixelated, known, images = (t[:30] for t in samples)
+    pixelated, known, images = (t[:8] for t in samples)
     predictions = {dtype: restore(network, pixelated, known, dtype) for dtype in (torch.float32, torch.bfloat16)}
     grid = BlockGrid(pixelated, ~known, range(SIZE_RANGE[0], SIZE_RANGE[1] + 1))
     scores = {}
@@ -92,8 +92,8 @@ def test_predictions_of_ours(name, most, samples):
         assert -0.6 < means.min() and means.max() < 1.1
         scores[dtype] = rmse_per_image(prediction.double(), images.double(), known).mean().item()
     assert abs(scores[torch.float32] - scores[torch.bfloat16]) < 0.02
-    one_by_one = torch.cat([restore(network, pixelated[i : i + 1], known[i : i + 1], torch.float32) for i in range(20)])
-    assert (one_by_one.int() - predictions[torch.float32][:20].int()).abs().max() <= 1  # one level: a rounding
+    one_by_one = torch.cat([restore(network, pixelated[i : i + 1], known[i : i + 1], torch.float32) for i in range(4)])
+    assert (one_by_one.int() - predictions[torch.float32][:4].int()).abs().max() <= 1  # one level: a rounding
     identity = rmse_per_image(pixelated.double(), images.double(), known).mean().item()
     assert scores[torch.float32] < 0.7 * identity  # drawn images, which it was not trained on
 
@@ -101,7 +101,7 @@ def test_predictions_of_ours(name, most, samples):
 @pytest.mark.parametrize("name", ("BasicCNN", "DeePixV1"))
 def test_predictions_of_the_others(name, samples):
     network, _ = load(name)
-    pixelated, known, images = (t[: 12 if name == "DeePixV1" else 100] for t in samples)
+    pixelated, known, images = (t[: 3 if name == "DeePixV1" else 40] for t in samples)
     identity = rmse_per_image(pixelated.double(), images.double(), known).mean()
     scores = []
     for dtype in (torch.float32, torch.bfloat16):
