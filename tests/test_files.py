@@ -12,7 +12,7 @@ from architectures import find_block_sizes
 from datasets import SIZE_RANGE, collate
 from tasks.files import CANVAS, FileAreas
 
-SMALL = ["--task", "files", "--crops", "64", "--pictures", "8"]
+SMALL = ["--task", "files", "--crops", "32", "--pictures", "4"]
 
 
 def test_samples_are_areas_in_the_form_of_the_challenge():
@@ -48,7 +48,7 @@ def test_samples_are_areas_in_the_form_of_the_challenge():
 def test_runs_resume_exactly_and_compare_with_models_of_the_challenge(run, tmp_path, monkeypatch, capsys, refused):
     assert run(*SMALL, "--name", "whole", "--epochs", "2") == 0
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 6)
+        interrupt_at(patch, 3)
         assert run(*SMALL, "--name", "parts", "--epochs", "2") == 128 + signal.SIGINT
     assert entry.main(["--resume", "--task", "files", "--name", "parts", "--output_dir", str(tmp_path)]) == 0
     whole, parts = (load_weights(tmp_path / "models" / f"{name}.pt") for name in ("whole", "parts"))
@@ -61,7 +61,7 @@ def test_runs_resume_exactly_and_compare_with_models_of_the_challenge(run, tmp_p
     models = [tmp_path / "models" / f"{name}.pt" for name in ("whole", "photos")]
     assert run(*SMALL, "--evaluate", *models) == 0
     printed = capsys.readouterr().out
-    assert all(words in printed for words in ("8 areas", "drawn images", "paired by sample", "photos.pt", "1025-2304"))
+    assert all(words in printed for words in ("4 areas", "drawn images", "paired by sample", "photos.pt", "1025-2304"))
     assert "points" not in printed
     refused(run("--evaluate", models[0]), "whole.pt", "--task files")
     for teacher in models:

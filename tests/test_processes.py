@@ -64,17 +64,20 @@ def weights(folder):
 
 def test_two_processes_train_as_one_does_and_resume_exactly(tmp_path):
     alone, both, parts = (tmp_path / name for name in ("alone", "both", "parts"))
-    # AdamW, since Muon, which iterates in bfloat16, makes much of the rounding in which the two differ
-    assert entry.main(options(alone, "--epochs", "4")) == 0
-    train_together(both, "--epochs", "4")
+    # MSE: a mean over pixels, of which each image has another number. AdamW, since Muon makes much of the rounding in
+    # which the two differ.
+    more = ("--epochs", "4", "--loss", "mse")
+    assert entry.main(options(alone, *more)) == 0
+    train_together(both, *more)
     assert len(rows(both)) == 4
     for one, two in zip(rows(alone), rows(both), strict=True):
         assert [one[key] for key in ("epoch", "step", "samples")] == [two[key] for key in ("epoch", "step", "samples")]
+        assert float(one["train_loss"]) == pytest.approx(float(two["train_loss"]), rel=1e-3)
         assert float(one["score"]) == pytest.approx(float(two["score"]), abs=0.005)
         assert one["identity_score"] == two["identity_score"]
     assert float(rows(both)[-1]["score"]) < float(rows(both)[-1]["identity_score"]) - 1
 
-    process = start(parts, "--epochs", "4")
+    process = start(parts, *more)
     while not (parts / "losses" / "default.csv").exists():  # the end of the first epoch
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
@@ -87,17 +90,6 @@ def test_two_processes_train_as_one_does_and_resume_exactly(tmp_path):
         assert {**one, "minutes": 0} == {**two, "minutes": 0}
     assert all(torch.equal(a, b) for a, b in zip(weights(both).values(), weights(parts).values(), strict=True))
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.lock"))
-
-
-def test_mse_of_two_processes_is_that_of_one(tmp_path):
-    """A mean over pixels, of which each image has another number."""
-    alone, both = tmp_path / "alone", tmp_path / "both"
-    more = ("--epochs", "2", "--loss", "mse")
-    assert entry.main(options(alone, *more)) == 0
-    train_together(both, *more)
-    for one, two in zip(rows(alone), rows(both), strict=True):
-        assert float(one["train_loss"]) == pytest.approx(float(two["train_loss"]), rel=1e-4)
-        assert float(one["score"]) == pytest.approx(float(two["score"]), abs=0.005)
 
 
 def test_a_mistake_is_one_line_in_several_processes_too(tmp_path):
