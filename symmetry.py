@@ -102,8 +102,7 @@ class EquivariantConv2d(nn.Module):
     def matrix(self, weight):
         """The filters as a matrix of outputs x (height * width * inputs), of weights as self.weight is."""
         o, i = weight.shape[:2]
-        full = weight.flatten(0, 1).index_select(1, self.tied).view(o, i, *self.shape)
-        return _as_matrix(full)
+        return _as_matrix(weight.flatten(0, 1).index_select(1, self.tied).view(o, i, *self.shape))
 
     def untied(self, matrix):
         """The weights whose filters are nearest to these: undoes matrix()."""
@@ -166,7 +165,7 @@ def odd(network, maps, signs):
     maps: (N, C, H, W). signs: for each of them -1 if negation changes its sign, else 1.
     """
     if by_parity(maps):  # a map that negation does not change is all even; one whose sign it changes is all odd
-        even = torch.tensor(signs, device=maps.device).view(-1, 1, 1) > 0
+        even = torch.tensor(signs).view(-1, 1, 1) > 0
         parities = torch.cat([maps * even, maps * ~even]).contiguous(memory_format=torch.channels_last)
         return network(parities).chunk(2)[1]
     pairs = [m for one, sign in zip(maps.split(1, dim=1), signs) for m in (one, one if sign > 0 else -one)]

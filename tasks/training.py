@@ -290,6 +290,7 @@ class FilterMuon(torch.optim.Muon):
         channels_last format, of which the optimizer has a view. precision: torch.dtype of the orthogonalization."""
         self.filters, self.precision = list(filters), precision
         matrices = [(layer.matrix if layer else _matrix)(weight.detach()) for weight, layer in self.filters]
+        # Of a tied filter it is only what its momentum belongs to, in states of earlier versions too.
         scale = 3.0  # the best of 1, 3 and 6 in runs of three minutes
         group = {"params": list(map(nn.Parameter, matrices)), "scale": scale}
         super().__init__([group], weight_decay=weight_decay)

@@ -301,8 +301,8 @@ def test_train_interrupt_resume_evaluate(tmp_path, monkeypatch, capsys):
         "--precision",
         "float32",
     ]
-    options += ["--validate_every", "2"]
-    options += ["--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache"), "--epochs", "2"]
+    options += ["--validate_every", "2", "--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache")]
+    options += ["--epochs", "2"]
     assert entry.main([*options, "--name", "whole"]) == 0
     original, calls = Finding.loss, []
 

@@ -72,7 +72,7 @@ def test_two_processes_train_as_one_does_and_resume_exactly(tmp_path):
     assert len(rows(both)) == 4
     for one, two in zip(rows(alone), rows(both), strict=True):
         assert [one[key] for key in ("epoch", "step", "samples")] == [two[key] for key in ("epoch", "step", "samples")]
-        assert float(one["train_loss"]) == pytest.approx(float(two["train_loss"]), rel=1e-3)
+        assert float(one["train_loss"]) == pytest.approx(float(two["train_loss"]), rel=1e-4)
         assert float(one["score"]) == pytest.approx(float(two["score"]), abs=0.005)
         assert one["identity_score"] == two["identity_score"]
     assert float(rows(both)[-1]["score"]) < float(rows(both)[-1]["identity_score"]) - 1
