@@ -144,6 +144,8 @@ def tell_start(config, task, network, device, precision, processes):
         f"{task.count_images():,} images to train on, {len(task.validation_set):,} held out; "
         f"{device.type}, {str(precision)[6:]}{shared}"
     )
+    if config.precision == "bfloat16" and choose_precision("auto", device, kept="bfloat16") != precision:
+        print("warning: bfloat16 is far slower than float32 on this machine; use --precision float32", file=sys.stderr)
 
 
 def load_batches(config, task, network, step, processes, device):

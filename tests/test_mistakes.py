@@ -248,6 +248,14 @@ def test_precision_is_kept_with_the_model(run, model, predict, capsys, monkeypat
             assert f"cpu, {expected}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("ratio, warned", [(10, True), (1.5, False)])
+def test_a_slow_precision_is_warned_of(run, capsys, monkeypatch, ratio, warned):
+    seconds = iter([[1.0], [ratio]])
+    monkeypatch.setattr("timeit.repeat", lambda *arguments, **options: next(seconds))
+    assert run("--epochs", "1", "--precision", "bfloat16") == 0
+    assert ("warning: bfloat16 is far slower" in capsys.readouterr().err) == warned
+
+
 def test_states_of_runs_are_no_models(predict, run, refused, shared):
     state = shared / "models" / "default.last.pt"
     refused(predict("--model", state), "is the state of a run")
