@@ -293,16 +293,9 @@ def test_train_interrupt_resume_evaluate(tmp_path, monkeypatch, capsys):
     all_cells = finding_areas.find_cells  # of an untrained network hundreds of areas, which take long to be fitted
     monkeypatch.setattr(finding_areas, "find_cells", lambda *arguments: list(all_cells(*arguments))[:8])
     options = ["--task", "finding", "--synthetic_images", "24", "--crops", "16", "--batch_size", "4", "--pictures", "4"]
-    options += [
-        "--network_options",
-        '{"channels": [8, 8], "blocks": [1, 1]}',
-        "--device",
-        "cpu",
-        "--precision",
-        "float32",
-    ]
-    options += ["--validate_every", "2", "--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache")]
-    options += ["--epochs", "2"]
+    options += ["--network_options", '{"channels": [8, 8], "blocks": [1, 1]}', "--device", "cpu"]
+    options += ["--precision", "float32", "--epochs", "2", "--validate_every", "2"]
+    options += ["--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache")]
     assert entry.main([*options, "--name", "whole"]) == 0
     original, calls = Finding.loss, []
 
