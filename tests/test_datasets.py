@@ -30,6 +30,7 @@ from datasets import (
 )
 from synthetic import synthetic_image
 from tasks import images as sources
+from tasks.depixelation import Depixelation
 from tasks.images import _decode_chunk, _open_zip, decode_photo, list_photos, open_cache, split_by_folder
 from utils import UserError, digest
 
@@ -412,16 +413,29 @@ def test_validation_rectangles_are_fixed(photos, tmp_path):
         assert np.array_equal(cache.thumbnails[30 + i][None][~known], target.ravel())
 
 
-def test_a_core_makes_2000_samples_a_second(photos, tmp_path):
+def test_samples_are_made_80_times_as_fast_as_they_are_trained_on(photos, tmp_path):
+    """One process feeds the default network without workers: data takes under 1/80 of a core's training step."""
     cache = open_cache(str(photos), str(tmp_path), 0, 0)
     dataset = CachedPixelationDataset(cache, np.arange(60), 0, (0.7, 1.0))
-    order = dataset.batches(60, 0)
-    threads, best = torch.get_num_threads(), 0
+    order, network = dataset.batches(60, 0), Depixelation(Depixelation.Config()).build_parts()["network"]
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for _ in range(10):  # the best of ten, in this thread's time: other programs may hold the core
-        start = time.thread_time()
+
+    def data():
         for _ in range(5):
             collate([dataset[key] for key in next(order)])
-        best = max(best, 300 / (time.thread_time() - start))
+
+    def step():
+        network(torch.rand(8, 2, 64, 64)).mean().backward()
+
+    def seconds(work, times):  # the least, in this thread's time: other programs may hold the core
+        least = float("inf")
+        for _ in range(times):
+            start = time.thread_time()
+            work()
+            least = min(least, time.thread_time() - start)
+        return least
+
+    ratio = (seconds(step, 2) / 8) / (seconds(data, 10) / 300)
     torch.set_num_threads(threads)
-    assert best > 2000  # ten times what training takes on such a core
+    assert ratio > 80, ratio
