@@ -1,4 +1,4 @@
-"""What every command shares: the user's mistakes, the configuration and command line, files, optimizers."""
+"""What every command shares: the user's mistakes, the configuration and command line, files."""
 
 import argparse
 import contextlib
@@ -153,7 +153,7 @@ class Config:
     init: str | None = key(None, "a models/NAME.pt to start from", path=True)
     model: str | None = key(
         None,
-        "the model file to predict with; none: models/NAME.pt, or, if there is none, the shipped one",
+        "the model file to predict with; none: models/NAME.pt, or, without it and --name, the shipped one",
         path=True,
         command=True,
     )

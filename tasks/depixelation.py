@@ -79,7 +79,7 @@ class DepixelationConfig(AdversarialConfig):
         may_change=True,
     )
     teacher_share: float = key(
-        0.5, "the teacher's share of the loss, which is doubled; 1: all", minimum=0.01, maximum=1
+        0.5, "the teacher's share of the loss, 1: the teacher alone; the sum is doubled", minimum=0.01, maximum=1
     )
     views: int = key(
         8,
@@ -118,7 +118,11 @@ class DepixelationConfig(AdversarialConfig):
         False, "print what was found as JSON, a line for each photo that is restored", argparse=FLAG, command=True
     )
     block_size: int | None = key(
-        None, "side of the blocks that --pixelate makes, in pixels", minimum=2, maximum=10**6, command=True
+        None,
+        "side of the blocks that --pixelate makes, in pixels; none: an eighth of the area's shorter side",
+        minimum=2,
+        maximum=10**6,
+        command=True,
     )
     grid: str = key("rectangle", "where the blocks of --pixelate begin", choices=GRIDS, command=True)
     average: str = key(
