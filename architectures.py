@@ -230,10 +230,7 @@ class ResidualUNet(UNet):
 
     def forward(self, inputs, symmetries=(0,)):
         """The mean of the predictions in these symmetries of the square, numbers from 0 (as it is) to 7."""
-        height, width = inputs.shape[2:]
-        padding = (0, -width % self.multiple, 0, -height % self.multiple)
-        maps = F.pad(inputs.float(), padding, "replicate")
-        unknown = F.pad(inputs[:, 1:2] == 0, padding)
+        maps, unknown = inputs.float(), inputs[:, 1:2] == 0
         output = maps[:, :1].clone()
         starts, sides = zip(*(self._windows(unknown[:, 0], axis) for axis in (1, 2)))
         sides = torch.stack(sides, dim=1)  # (N, 2)
@@ -243,7 +240,7 @@ class ResidualUNet(UNet):
             at = n, rows.mT, columns  # (M, h, w) of (N, H, W)
             window = maps.movedim(1, 3)[at].movedim(3, 1).contiguous()  # (M, C, h, w)
             output[:, 0][at] = self._restore(window, unknown[:, 0][at][:, None], symmetries)[:, 0]
-        return output[:, :, :height, :width]
+        return output
 
     def _windows(self, unknown, axis):
         """(start, side) of each image's window along axis (1: y, 2: x), (N,) each. unknown: (N, H, W)."""

@@ -122,18 +122,18 @@ def check_start(config, task, processes, state):
         return
     inputs = [config.images, getattr(config, "teacher", None)] + ([] if state else [config.init, config.config_file])
     check_outputs([(config.file(folder, suffix), kind) for folder, suffix, kind in RUN_FILES], inputs)
-    if state:
-        return
-    path = config.file("models", ".last.pt")
-    if os.path.exists(path):
-        run = load_checkpoint(path, "delete it, or choose another --name", part="config").get("run")
+    best, last = (config.file("models", suffix) for suffix in (".pt", ".last.pt"))
+    if os.path.exists(last) and not state:
+        run = load_checkpoint(last, "delete it, or choose another --name", part="config").get("run")
         if isinstance(run, dict) and run.get("step") and not run.get("finished", True):
             raise UserError(
-                f"{path}: run {config.name!r} was interrupted; go on with --resume --name {shlex.quote(config.name)}, "
+                f"{last}: run {config.name!r} was interrupted; go on with --resume --name {shlex.quote(config.name)}, "
                 f"choose another --name, or delete this file"
             )
-    if os.path.exists(config.file("models", ".pt")):
-        print(f"{show(config.file('models', '.pt'))} will be replaced at the first validation; to keep it, use --name")
+    if os.path.exists(best) and not (state and isinstance(state["run"], dict) and state["run"].get("rows")):
+        at_once = f", and {show(last)} as soon as this run begins" if os.path.exists(last) and not state else ""
+        advice = "it is another run's: to keep it, copy it" if state else "to keep it, use --name"
+        print(f"{show(best)} will be replaced at the first validation{at_once}; {advice}")
 
 
 def tell_start(config, task, network, device, precision, processes):
@@ -369,7 +369,7 @@ def run_command(arguments):
             return action.run(task, given, operands)
         training = True
         ends = given & {"epochs", "max_minutes"}
-        if len(ends) == 1:  # an option for one end of the training replaces the other one of the file or the saved run
+        if len(ends) == 1 and getattr(config, *ends) is not None:  # it replaces the file's or the saved run's other end
             other = "epochs" if ends == {"max_minutes"} else "max_minutes"
             setattr(config, other, None)
             given.add(other)

@@ -382,7 +382,7 @@ def atomic_write(path):
                     yield file
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(temporary, path)
+                _replace(temporary, path)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.remove(temporary)
@@ -391,6 +391,16 @@ def atomic_write(path):
         if error.filename in (None, temporary, f"{path}.writing"):  # a full disk does not say which file
             error.filename, error.filename2 = path, None
         raise
+
+
+def _replace(source, path):
+    """os.replace, which Windows refuses while another program reads the file: tried for two seconds."""
+    for _ in range(20 if sys.platform == "win32" else 0):
+        try:
+            return os.replace(source, path)
+        except PermissionError:
+            time.sleep(0.1)
+    os.replace(source, path)
 
 
 @contextlib.contextmanager

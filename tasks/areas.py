@@ -294,9 +294,9 @@ def block_values(pixels, area):
 
 def parts_of(area):
     """The area, cut along lines of its grid into Areas of at most LARGEST pixels a side when they are restored."""
-    cuts = []
+    cuts, working = [], working_side((area.block_width + area.block_height) / 2)
     for lines, side, phase in zip(area.lines(), (area.block_height, area.block_width), (area.phase_y, area.phase_x)):
-        count = ceil(lines[-1] * min(1, WORKING_SIZE / side) / LARGEST)
+        count = ceil(lines[-1] * working / side / LARGEST)
         wanted = np.arange(1, count) * lines[-1] / count
         starts = np.unique([0, *(lines[np.abs(lines - place).argmin()] for place in wanted)])
         # from a start to the next line of the grid: there, but for what was rounded
@@ -360,10 +360,10 @@ def working_side(side):
     return round(side) if SIZE_RANGE[0] <= round(side) <= SIZE_RANGE[1] else WORKING_SIZE
 
 
-def restore_area(predict, pixels, area, device, precision):
+def restore_area(predict, pixels, area, blocks, device, precision):
     """The photo, (H, W, C) uint8, with one Area restored; each channel keeps the values of its blocks, as well as the
-    file has kept them."""
-    cells, tolerance = block_values(pixels, area)
+    file has kept them. blocks: the block_values of the area in the file."""
+    cells, tolerance = blocks
     view = view_area(pixels, area, cells)
     tensors = torch.from_numpy(view.inputs.astype(np.uint8)).to(device), torch.from_numpy(view.known).to(device)
     together = len(view.inputs) if view.inputs[0].size <= AT_ONCE else 1

@@ -99,9 +99,9 @@ def predict(task, given, paths):
     predictor = models[0].predict if len(models) == 1 else mean_of([model.predict for model in models])
     predictor = refined(task, predictor, device)
     pixelated_images, known_arrays = load_test_set(config.test_set)
-    started = time.monotonic()
+    started = time.perf_counter()
     predictions = restore_all(predictor, pixelated_images, known_arrays, device, precision)
-    seconds = time.monotonic() - started
+    seconds = max(time.perf_counter() - started, 1e-9)
     for i, (prediction, image, known) in enumerate(zip(predictions, pixelated_images, known_arrays, strict=True)):
         if prediction.dtype != np.uint8 or not np.array_equal(prediction[known], image[known]):  # of another image?
             raise UserError(f"test_set: the prediction for image {i} does not fit it; nothing was written")

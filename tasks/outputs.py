@@ -6,6 +6,7 @@ a sign of their kind; of those without room for one another file holds the diges
 
 import hashlib
 import os
+import sys
 
 from utils import UserError, show
 
@@ -55,9 +56,10 @@ def check_outputs(outputs, inputs=()):
     folders = [source + os.sep for source in sources if os.path.isdir(source)]
     for path, kind in outputs:
         real = os.path.realpath(path)
-        if real in taken:
+        name = real.casefold() if sys.platform in ("win32", "darwin") else real  # there case tells no files apart
+        if name in taken:
             raise UserError(f"{show(path)}: two files would be written under this name; choose another")
-        taken.add(real)
+        taken.add(name)
         if real in sources:
             raise UserError(f"{show(path)}: would be read and replaced; give what is written another name")
         within = next((folder for folder in folders if kind == "picture" and real.startswith(folder)), None)
@@ -74,7 +76,7 @@ def check_outputs(outputs, inputs=()):
                 f"{show(path)}: is not replaced, as nothing shows that this program made it; move it or write elsewhere"
             )
         folder = os.path.dirname(real)
-        while not os.path.lexists(folder):  # those that will be made
+        while not os.path.lexists(folder) and folder != os.path.dirname(folder):  # those that will be made
             folder = os.path.dirname(folder)
         if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"{show(path)}: cannot be written, as {show(folder)} is no folder to write in")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from datasets import to_8_bits
 from processes import shortage
 from tasks import Action, load_task
-from tasks.areas import SAME, exact_area, find_exact, parts_of, restore_area, square_area
+from tasks.areas import SAME, block_values, exact_area, find_exact, parts_of, restore_area, square_area
 from tasks.evaluation import chosen_model, load_model, load_models
 from tasks.finding import Finding
 from tasks.mosaics import Area, pixelate_area
@@ -147,9 +147,11 @@ def result_bases(files, output):
         folder, name = os.path.split(path)
         if folder not in counts:
             names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-            counts[folder] = Counter(os.path.splitext(n)[0] for n in names if n.lower().endswith(EXTENSIONS))
+            counts[folder] = Counter(
+                os.path.splitext(n)[0].casefold() for n in names if n.lower().endswith(EXTENSIONS)
+            )  # many systems hold names that differ by case alone for one
         stem, extension = os.path.splitext(relative if output else path)
-        others = counts[folder][os.path.splitext(name)[0]] - name.lower().endswith(EXTENSIONS)
+        others = counts[folder][os.path.splitext(name)[0].casefold()] - name.lower().endswith(EXTENSIONS)
         stem = f"{stem}_{extension[1:]}" if others > 0 else stem
         bases.append(os.path.join(output, stem) if output else stem)
     return bases
@@ -298,9 +300,10 @@ def depixelate_photo(config, path, base, search, restores):
 
 def restore_areas(restore, pixels, areas):
     """The photo with all areas restored, those with the smallest blocks first."""
-    for area in sorted(areas, key=lambda area: area.block_width * area.block_height):
-        for part in parts_of(area):
-            pixels = restore(pixels=pixels, area=part)
+    parts = [part for area in sorted(areas, key=lambda a: a.block_width * a.block_height) for part in parts_of(area)]
+    blocks = [block_values(pixels, part) for part in parts]  # before any is restored: areas may overlap
+    for part, values in zip(parts, blocks):
+        pixels = restore(pixels=pixels, area=part, blocks=values)
     return pixels
 
 

@@ -144,6 +144,16 @@ def test_other_image_sizes_and_large_rectangles(height, width):
         assert not torch.equal(outputs, pixelated / 255)
 
 
+def test_what_lies_beyond_an_edge_is_not_taken_as_known():
+    """Of sides that are no multiple of 8, too: an area at the right and lower edge is restored as one opposite."""
+    ramp = (np.arange(61)[:, None] * 2 + np.arange(70)).astype(np.uint8)
+    pixelated, known = pixelate(np.stack([ramp] * 2), [(50, 41, 20, 20, 5)] * 2)
+    pixelated, known = (torch.cat([a[:1], a[1:].flip(2, 3)]) for a in (pixelated, known))
+    network = ResidualUNet(channels=(8, 8, 8, 8), blocks=(1, 1, 1, 1)).eval()
+    one, opposite = network(to_inputs(pixelated, known))
+    assert not torch.equal(one, pixelated[0] / 255) and (one - opposite.flip(1, 2)).abs().max() < 1e-5
+
+
 def test_predictions_do_not_depend_on_the_batch():
     _, _, pixelated, known = cases(24, 5, smooth=True)
     network = loose_init(ResidualUNet(channels=(16, 32), blocks=(1, 1)))

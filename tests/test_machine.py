@@ -15,7 +15,7 @@ from conftest import contents, some_photos
 from datasets import CachedPixelationDataset
 from processes import Interrupts, lasting_output
 from tasks import images
-from utils import ROOT, atomic_write
+from utils import ROOT, _replace, atomic_write
 
 # ------------------------------------------------------------------------------------------------ files
 
@@ -29,6 +29,23 @@ def test_two_writers_of_one_file(tmp_path):
         told = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, cwd=ROOT)
         assert told.returncode and "held by another run" in told.stderr
     assert path.read_bytes() == b"first" and os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_file_that_is_read_elsewhere_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+    """As Windows has it."""
+    calls, replace = [], os.replace
+
+    def refuse(*paths):
+        calls.append(paths)
+        if len(calls) < 3:
+            raise PermissionError(13, "Access is denied", paths[1])
+        return replace(*paths)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(sys, "platform", "win32")
+    (tmp_path / "a.tmp").write_bytes(b"first")
+    _replace(tmp_path / "a.tmp", tmp_path / "a.bin")
+    assert len(calls) == 3 and (tmp_path / "a.bin").read_bytes() == b"first"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")

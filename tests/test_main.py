@@ -402,7 +402,7 @@ def test_one_end_that_is_given_alone_lifts_the_other(run, tmp_path):
     (tmp_path / "brief.json").write_text('{"max_minutes": 1e-6}')
     assert run("--config", "brief.json", "--epochs", "2", "--name", "epochs") == 0
     assert [row["epoch"] for row in log(tmp_path, "epochs")] == [1, 2]
-    assert run("--max_minutes", "1e-6", "--name", "minutes") == 0
+    assert run("--config", "brief.json", "--epochs", "none", "--name", "minutes") == 0  # no end: the other one stays
     assert log(tmp_path, "minutes")[-1]["epoch"] == 0.25  # a step
     assert run("--resume", "--name", "minutes", "--epochs", "1") == 0
     assert log(tmp_path, "minutes")[-1]["epoch"] == 1

@@ -135,6 +135,10 @@ def test_folders_devices_and_loops_are_found_before_the_work(predict, run, refus
     refused(predict("--submission", os.devnull), "no plain file")
     refused(predict("--submission", "loop"), "loop: is no plain file")
     refused(predict("--submission", "test.pkl/x.bin"), "no folder to write in")
+    with monkeypatch.context() as patch:  # as where a drive is missing
+        patch.setattr(os.path, "lexists", lambda path: False)
+        patch.setattr(os.path, "isdir", lambda path: False)
+        refused(predict("--submission", "x/a.bin"), "no folder to write in")
     for options in (["--images", "loop"], ["--init", "loop"], ["--output_dir", "loop/x"]):
         refused(run("--epochs", "1", *options), "loop")
     assert os.path.islink("loop") and stat.S_ISCHR(os.stat(os.devnull).st_mode)
@@ -311,6 +315,17 @@ def test_printed_commands_can_be_typed(run, refused, tmp_path):
     state["run"]["finished"] = False
     torch.save(state, "models/a b.last.pt")
     refused(run("--epochs", "1", "--name", "a b"), "--resume --name 'a b'")
+
+
+def test_what_a_run_will_replace_is_said(run, capsys):
+    assert run("--epochs", "1") == 0 and "will be replaced" not in capsys.readouterr().out
+    assert run("--epochs", "1") == 0
+    assert "default.last.pt as soon as this run begins; to keep it, use --name" in capsys.readouterr().out
+    state = torch.load("models/default.last.pt", weights_only=True)
+    state["run"] |= {"rows": [], "best": None, "finished": False}
+    torch.save(state, "models/default.last.pt")
+    assert run("--resume", "--epochs", "2") == 0 and "it is another run's: to keep it" in capsys.readouterr().out
+    assert run("--resume", "--epochs", "3") == 0 and "will be replaced" not in capsys.readouterr().out
 
 
 def test_variables_left_in_the_environment(run, monkeypatch):

@@ -1,5 +1,7 @@
 """Own photos of any size and colour: what is pixelated is found and restored, the rest is untouched."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,18 @@ from architectures import ResidualUNet
 from datasets import block_means
 from synthetic import synthetic_image
 from tasks import own_photos
-from tasks.areas import estimate_block_size, find_exact, parts_of, restore_area, square_area
+from tasks.areas import (
+    LARGEST,
+    block_values,
+    estimate_block_size,
+    find_exact,
+    parts_of,
+    restore_area,
+    square_area,
+    working_side,
+)
 from tasks.mosaics import Area, pixelate_area
-from tasks.own_photos import read_photo
+from tasks.own_photos import read_photo, restore_areas, result_bases
 
 
 def photo(width, height, seed=0):
@@ -66,15 +77,30 @@ def test_restored_channels_keep_their_block_means_and_the_rest(width, height, re
     truth = photo(width, height)
     pixels = pixelated(truth, *rectangle)
     x, y, w, h, size = rectangle
-    area = slice(y, y + h), slice(x, x + w)
+    inside = slice(y, y + h), slice(x, x + w)
     network = ResidualUNet((8, 8), (1, 1)).eval()
-    restored = restore_area(network, pixels, square_area(pixels, rectangle[:4]), torch.device("cpu"), torch.float32)
+    area = square_area(pixels, rectangle[:4])
+    restored = restore_area(network, pixels, area, block_values(pixels, area), torch.device("cpu"), torch.float32)
     outside = np.ones(pixels.shape[:2], dtype=bool)
-    outside[area] = False
+    outside[inside] = False
     assert restored.dtype == np.uint8 and np.array_equal(restored[outside], pixels[outside])
-    assert np.abs(block_means(restored[area], size) - pixels[area]).max() <= 1  # the floor and the rounding
-    errors = [np.sqrt(np.mean((image[area].astype(float) - truth[area]) ** 2)) for image in (restored, pixels)]
+    assert np.abs(block_means(restored[inside], size) - pixels[inside]).max() <= 1  # the floor and the rounding
+    errors = [np.sqrt(np.mean((image[inside].astype(float) - truth[inside]) ** 2)) for image in (restored, pixels)]
     assert errors[0] < 0.95 * errors[1]
+
+
+def test_areas_may_overlap():
+    """An L of blocks, as two rectangles: the blocks in both keep the values that the file has."""
+    pixels, network = photo(120, 110), ResidualUNet((8, 8), (1, 1)).eval()
+    sides = [(8, 8, 96, 32), (8, 8, 32, 96)]
+    for area in sides:
+        pixels = pixelated(pixels, *area, 8)
+    restore = partial(restore_area, network, device=torch.device("cpu"), precision=torch.float32)
+    result = restore_areas(restore, pixels, [square_area(pixels, area) for area in sides])
+    for x, y, width, height in sides:
+        inside = slice(y, y + height), slice(x, x + width)
+        assert np.abs(block_means(result[inside], 8) - pixels[inside]).max() <= 1
+        assert not np.array_equal(result[inside], pixels[inside])
 
 
 @pytest.mark.usefixtures("figures")
@@ -181,11 +207,20 @@ def test_the_colour_profile_stays(tmp_path):
         assert image.info["icc_profile"] == profile
 
 
-@pytest.mark.parametrize("side, phase", [(7.0, 3.0), (10.4, 0.0), (60.0, 20.0)])
+@pytest.mark.parametrize("side, phase", [(2.0, 1.0), (7.0, 3.0), (10.4, 0.0), (60.0, 20.0)])
 def test_huge_areas_are_cut_along_their_grid(side, phase):
     area = Area(5, 9, 4000, 900, side, side, phase, phase)
     parts = list(parts_of(area))
     assert sum(part.width * part.height for part in parts) == 4000 * 900
-    assert len(parts) == (3 if side < 12 else 1)
+    assert len(parts) == {2.0: 16 * 4, 7.0: 3, 10.4: 3, 60.0: 1}[side]  # blocks of 2 are restored as blocks of 12
+    scale = working_side(side) / side
+    assert max(max(part.width, part.height) for part in parts) * scale <= LARGEST + 12
     lines = {line + part.x - area.x for part in parts for line in part.lines()[1].tolist()}
     assert lines == set(area.lines()[1].tolist())
+
+
+def test_results_of_names_that_differ_by_case_alone_do_too_on_every_system(tmp_path):
+    for name in ("One.JPG", "one.png", "two.png"):
+        (tmp_path / name).touch()
+    files = [(str(tmp_path / name), name) for name in ("One.JPG", "one.png", "two.png")]
+    assert result_bases(files, "out") == ["out/One_JPG", "out/one_png", "out/two"]

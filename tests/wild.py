@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 import time
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,7 @@ from tasks.files import Files  # noqa: E402
 from tasks.finding import compare_areas  # noqa: E402
 from tasks.images import open_cache  # noqa: E402
 from tasks.mosaics import FORMATS, Area, MosaicPhotos, compress, pixelate_area  # noqa: E402
-from tasks.own_photos import find_areas, load_finder, mark_areas, save_photo  # noqa: E402
+from tasks.own_photos import find_areas, load_finder, mark_areas, restore_areas, save_photo  # noqa: E402
 
 
 def errors_inside(picture, truth, areas):
@@ -50,9 +51,7 @@ def measure(pictures, predict, finder, device, precision, sheet, sizes):
         (pixels, areas, file), truth = pictures[i], pictures.truth(i)
         started = time.monotonic()
         found = find_areas(finder, pixels, device, precision)
-        result = pixels
-        for area in found:
-            result = restore_area(predict, result, area, device, precision)
+        result = restore_areas(partial(restore_area, predict, device=device, precision=precision), pixels, found)
         seconds = time.monotonic() - started
         (_, share, false, error), hits = compare_areas(found, areas)
         before, after = (errors_inside(image, truth, areas) if areas else np.nan for image in (pixels, result))
