@@ -34,7 +34,7 @@ from processes import (
 )
 from tasks import Action, load_task, task_names
 from tasks.challenge import zip_project
-from tasks.evaluation import compare, evaluate, summarize, training_record, write_table
+from tasks.evaluation import compare, evaluate, summarize, training_record, warn_of_leaks, write_table
 from tasks.outputs import RUN_FILES, check_outputs
 from tasks.training import EpochBar, Part, Run, restore_run, save_run
 from utils import (
@@ -69,6 +69,8 @@ def train(config, task, processes, state=None):
         task.inherited += training_record(checkpoint)
     with processes.first_alone():
         task.prepare()
+    if not state and not processes.rank:
+        warn_of_leaks(task)
     parts = {}
     for name, net in networks.items():
         model = processes.wrap(torch.compile(net) if config.compile and not parts else net, device)
@@ -130,10 +132,14 @@ def check_start(config, task, processes, state):
                 f"{last}: run {config.name!r} was interrupted; go on with --resume --name {shlex.quote(config.name)}, "
                 f"choose another --name, or delete this file"
             )
-    if os.path.exists(best) and not (state and isinstance(state["run"], dict) and state["run"].get("rows")):
-        at_once = f", and {show(last)} as soon as this run begins" if os.path.exists(last) and not state else ""
-        advice = "it is another run's: to keep it, copy it" if state else "to keep it, use --name"
-        print(f"{show(best)} will be replaced at the first validation{at_once}; {advice}")
+    if state:
+        validated = isinstance(state["run"], dict) and state["run"].get("rows")
+        if os.path.exists(best) and not validated:
+            print(f"{show(best)} may be another run's; it will be replaced at the first validation, so copy it")
+        return
+    for path, when in ((last, "as soon as this run begins"), (best, "at the first validation")):
+        if os.path.exists(path):
+            print(f"{show(path)} will be replaced {when}; to keep it, use --name")
 
 
 def tell_start(config, task, network, device, precision, processes):

@@ -315,11 +315,11 @@ class View(NamedTuple):
     known: np.ndarray  # (C, 1, h, w) bool
     around: tuple  # (left, upper, right, lower) of it in the photo, pixels, fractional
     inside: tuple  # the same of the area in the view
-    pad: int  # pixels that the photo gets above and to the left, which `around` counts
+    pad: tuple  # (to the left, above): pixels that the photo gets there, which `around` counts
 
     def of(self, pixels):
         """Another photo of the same size, (H, W, C) uint8, seen alike: (C, 1, h, w) float32, 0 to 255."""
-        padded = np.pad(pixels, ((self.pad, 0), (self.pad, 0), (0, 0)), "edge")
+        padded = np.pad(pixels, ((self.pad[1], 0), (self.pad[0], 0), (0, 0)), "edge")
         sides = self.known.shape[:1:-1]
         return np.stack([_resize(channel, sides, self.around) for channel in np.moveaxis(padded, 2, 0)])[:, None]
 
@@ -334,12 +334,12 @@ def view_area(pixels, area, cells):
     scale = working / sides
     # a grid that begins outside of the area: its first blocks are completed, with pixels that are known
     before_area = [s - p if np.rint(p) > 0 else 0.0 for s, p in zip(sides, (area.phase_x, area.phase_y))]
-    pad = ceil(max(0, before_area[0] - area.x, before_area[1] - area.y))
-    start = np.array([area.x - before_area[0] + pad, area.y - before_area[1] + pad])
+    pad = tuple(ceil(max(0, before - at)) for before, at in zip(before_area, (area.x, area.y)))
+    start = np.array([area.x, area.y]) - before_area + pad
     length = np.array([area.width + before_area[0], area.height + before_area[1]])
-    total = np.array(pixels.shape[1::-1]) + pad
+    total = np.add(pixels.shape[1::-1], pad)
     extent = np.maximum(2, np.rint(length * scale).astype(int))
-    before = np.minimum(CONTEXT, (start * scale).astype(int))
+    before = np.where(pad, 0, np.minimum(CONTEXT, (start * scale).astype(int)))  # copies of blocks are not known
     after = np.minimum(CONTEXT, ((total - start - length) * scale).astype(int))
     around = (*np.maximum(start - before / scale, 0), *np.minimum(start + length + after / scale, total))
     known = np.ones((pixels.shape[2], 1, *(before + extent + after)[::-1]), dtype=bool)

@@ -5,6 +5,7 @@ import glob
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -209,10 +210,27 @@ def ssim_per_image(predictions, images):
     return similarity.flatten(1).mean(1)
 
 
-def confidence_interval(values):
-    """(low, high): 95 % of the means of as many values, drawn with replacement (bootstrap), lie between them."""
-    rng, n = np.random.default_rng(0), len(values)
-    means = [values[rng.integers(n, size=n)].mean() for _ in range(1000)]
+def warn_of_leaks(task):
+    """Say so where a model that this one goes on from may have been trained on images that are held out now."""
+    for entry in task.inherited:
+        known, same = entry["held_out"], entry["images"] == os.path.basename(task.config.images)
+        if same and len(known) and not torch.isin(task.held_out, known).all():
+            print(
+                f"warning: a model that this one starts or learns from was trained on {show(entry['images'])}, with "
+                "others held out, so scores may be too good; leave the images and --validation_fraction as they were",
+                file=sys.stderr,
+            )
+
+
+def confidence_interval(values, photos=None):
+    """(low, high): 95 % of the means of as many photos' values, drawn with replacement (bootstrap), lie between them.
+
+    photos: (N,) int, the number of each value's photo, as values of one photo are alike; none: each has its own.
+    """
+    photos = np.arange(len(values)) if photos is None else photos
+    sums, counts = np.bincount(photos, values), np.bincount(photos)
+    rng, n = np.random.default_rng(0), len(counts)
+    means = [sums[drawn].sum() / counts[drawn].sum() for drawn in (rng.integers(n, size=n) for _ in range(1000))]
     return tuple(np.percentile(means, [2.5, 97.5]))
 
 
@@ -228,8 +246,9 @@ def evaluate(task, given, paths):
     models = task.compared(models, device)
     measured = task.measure([model.predict for model in models], dataset, device, precision)
     print(f"\nOn {source}.")
-    print_scores(task, models, measured, len(dataset))
-    print_differences(task, models, measured)
+    photos = np.arange(len(dataset)) % len(getattr(dataset, "indices", dataset))  # they may take turns
+    print_scores(task, models, measured, photos)
+    print_differences(task, models, measured, photos)
     rows = [
         {"model": model.name, **{score: float(values[i].mean()) for score, values in measured.figures.items()}}
         for i, model in enumerate(models)
@@ -240,7 +259,7 @@ def evaluate(task, given, paths):
     return 0
 
 
-def print_scores(task, models, measured, count):
+def print_scores(task, models, measured, photos):
     """A row a model: each score's mean, of the first its interval, the task's own columns, speed."""
     width = max(len(model.name) for model in models)
     first, *others = measured.figures
@@ -251,15 +270,15 @@ def print_scores(task, models, measured, count):
     print(f"{'':{width}} {head}  images/s")
     for i, model in enumerate(models):
         values = measured.figures[first][i]
-        low, high = confidence_interval(values)
+        low, high = confidence_interval(values, photos)
         cells = [f"{measured.figures[name][i].mean():9.{decimals}f}" for name in others]
         cells += [f"  {column[i]:>{max(7, len(name))}}" for name, column in extra.items()]
-        rate = count / max(measured.seconds[i], 1e-9)
+        rate = len(values) / max(measured.seconds[i], 1e-9)
         figures = f"{values.mean():6.{decimals}f} {low:6.{decimals}f} to {high:6.{decimals}f}"
         print(f"{model.name:{width}} {figures}  {''.join(cells)} {rate:8.{0 if rate > 20 else 1}f}")
 
 
-def print_differences(task, models, measured):
+def print_differences(task, models, measured, photos):
     """Of the trained models, what each differs from the first in the deciding score, sample by sample."""
     trained = [i for i, model in enumerate(models) if model.config]
     if len(trained) < 2:
@@ -268,7 +287,7 @@ def print_differences(task, models, measured):
     print(f"\n{task.scores[0]} less that of {models[trained[0]].name}, paired by sample, with its 95 % interval:")
     for i in trained[1:]:
         difference = values[i] - values[trained[0]]
-        low, high = confidence_interval(difference)
+        low, high = confidence_interval(difference, photos)
         figures = (f"{value:+.{task.decimals}f}" for value in (difference.mean(), low, high))
         print("{}  {} ({} to {})".format(models[i].name, *figures))
 

@@ -82,10 +82,13 @@ class FileAreas(Mosaics):
         channel = [int(rng.integers(3))]
         pixels, truth = pixels[:, :, channel], truth[:, :, channel]
         view = view_area(pixels, area, block_values(pixels, area)[0])
-        maps = [view.inputs[0], view.known[0], view.of(truth)[0]]
-        rest = [(0, CANVAS - length) for length in maps[0].shape[1:]]
-        inputs, known, truth = (np.pad(values, ((0, 0), *rest), "edge") for values in maps)
-        known[:, view.known.shape[2] :] = known[:, :, view.known.shape[3] :] = True  # beyond the edge
+        known, rest = view.known[0], [(0, 0)]
+        for axis in (1, 2):  # what fills the canvas is copied from known pixels, unless the area is as long as the view
+            first, *_, last = known.all(axis=3 - axis)[0]
+            missing = CANVAS - known.shape[axis]
+            rest.append((missing, 0) if first and not last else (0, missing))
+        known = np.pad(known, rest, constant_values=True)
+        inputs, truth = (np.pad(values[0], rest, "edge") for values in (view.inputs, view.of(truth)))
         truth = truth.round().astype(np.uint8)
         return inputs.astype(np.uint8), known, truth[~known], self.cache.names[index]
 

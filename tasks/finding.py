@@ -90,8 +90,9 @@ class Finding(Task):
 
     def measure(self, predictors, dataset, device, precision):
         """figures: per picture, F1 (1 where there is nothing and nothing is found), share of areas found (1 where there
-        are none), false areas, mean relative error of the blocks' sides. details: of the areas of all pictures, rows of
-        (index of the format, blocks' mean side), and of each predictor whether it was found."""
+        are none), false areas, mean relative error of the blocks' sides (0 where none is found). details: of the areas
+        of all pictures, rows of (index of the format, blocks' mean side), and of each predictor whether it was found.
+        """
         predictors = [Finder(each) if isinstance(each, MosaicNet) else each for each in predictors]
         rows, seconds, sample, areas_of_all = [], np.zeros(len(predictors)), [], []
         for i in tqdm(range(len(dataset)), desc="validation", unit=" pictures", leave=False):

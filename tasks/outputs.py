@@ -56,7 +56,7 @@ def check_outputs(outputs, inputs=()):
     folders = [source + os.sep for source in sources if os.path.isdir(source)]
     for path, kind in outputs:
         real = os.path.realpath(path)
-        name = real.casefold() if sys.platform in ("win32", "darwin") else real  # there case tells no files apart
+        name = real.lower() if sys.platform in ("win32", "darwin") else real  # there case seldom tells files apart
         if name in taken:
             raise UserError(f"{show(path)}: two files would be written under this name; choose another")
         taken.add(name)

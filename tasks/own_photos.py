@@ -148,10 +148,10 @@ def result_bases(files, output):
         if folder not in counts:
             names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
             counts[folder] = Counter(
-                os.path.splitext(n)[0].casefold() for n in names if n.lower().endswith(EXTENSIONS)
+                os.path.splitext(n)[0].lower() for n in names if n.lower().endswith(EXTENSIONS)
             )  # many systems hold names that differ by case alone for one
         stem, extension = os.path.splitext(relative if output else path)
-        others = counts[folder][os.path.splitext(name)[0].casefold()] - name.lower().endswith(EXTENSIONS)
+        others = counts[folder][os.path.splitext(name)[0].lower()] - name.lower().endswith(EXTENSIONS)
         stem = f"{stem}_{extension[1:]}" if others > 0 else stem
         bases.append(os.path.join(output, stem) if output else stem)
     return bases

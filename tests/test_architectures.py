@@ -132,9 +132,10 @@ def test_interpolation_halves_the_way_to_a_trained_network():
     assert after < 0.85 * before
 
 
+@pytest.mark.parametrize("kind", [ResidualUNet, OddUNet])
 @pytest.mark.parametrize("height, width", [(64, 64), (40, 52), (33, 71), (120, 90)])
-def test_other_image_sizes_and_large_rectangles(height, width):
-    network = loose_init(ResidualUNet(channels=(16, 32, 32), blocks=(1, 1, 1)))
+def test_other_image_sizes_and_large_rectangles(height, width, kind):
+    network = loose_init(kind(channels=(16, 32, 32), blocks=(1, 1, 1)))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, height, width), dtype=np.uint8)
     for rectangle in ((2, 3, 12, 20, 5), (0, 0, width, height, 16), (width - 9, height - 7, 9, 7, 4)):
@@ -145,7 +146,7 @@ def test_other_image_sizes_and_large_rectangles(height, width):
 
 
 def test_what_lies_beyond_an_edge_is_not_taken_as_known():
-    """Of sides that are no multiple of 8, too: an area at the right and lower edge is restored as one opposite."""
+    """Where sides are no multiple of 8, too, an area at two edges is restored as its mirror image at the others."""
     ramp = (np.arange(61)[:, None] * 2 + np.arange(70)).astype(np.uint8)
     pixelated, known = pixelate(np.stack([ramp] * 2), [(50, 41, 20, 20, 5)] * 2)
     pixelated, known = (torch.cat([a[:1], a[1:].flip(2, 3)]) for a in (pixelated, known))

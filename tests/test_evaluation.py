@@ -58,6 +58,7 @@ def test_confidence_interval_is_that_of_the_mean():
     half = 1.96 * errors.std() / 2000**0.5
     assert low == pytest.approx(errors.mean() - half, abs=0.1 * half)
     assert high == pytest.approx(errors.mean() + half, abs=0.1 * half)
+    assert np.allclose(confidence_interval(errors.repeat(9), np.arange(2000).repeat(9)), (low, high))  # as few photos
 
 
 def test_differences_are_paired_and_from_the_first(capsys):
@@ -67,6 +68,7 @@ def test_differences_are_paired_and_from_the_first(capsys):
         task,
         [Model(name, None, task.config) for name in "ab"],
         Measurement({"score": np.stack([values, values - 1])}, None, None),
+        np.arange(4),
     )
     assert "-1.000 (-1.000 to -1.000)" in capsys.readouterr().out
 

@@ -11,6 +11,7 @@ import main as entry
 from architectures import find_block_sizes
 from datasets import SIZE_RANGE, collate
 from tasks.files import CANVAS, FileAreas
+from tasks.mosaics import Area
 
 SMALL = ["--task", "files", "--crops", "32", "--pictures", "4"]
 
@@ -43,6 +44,18 @@ def test_samples_are_areas_in_the_form_of_the_challenge():
     assert np.array_equal(few[0, 1][0], few[4, 7][0]) and np.array_equal(few[0, 1][0], areas[0, 1][0])
     fixed = FileAreas(Photos(), range(3), 0, 4, training=False)
     assert np.array_equal(fixed[2][0], fixed[2][0]) and not np.array_equal(fixed[2][0], areas[0, 2][0])
+
+
+def test_an_area_at_an_edge_is_at_one_on_the_canvas_too(monkeypatch):
+    """What fills the canvas is no copy of hidden blocks: those would count as known."""
+    picture = np.random.default_rng(0).integers(0, 256, (70, 60, 3), dtype=np.uint8)
+    areas = FileAreas(Photos(), range(3), 0, 40)
+    for x, y in ((0, 0), (28, 38), (10, 38)):
+        area = Area(x, y, 32, 32, 8.0, 8.0)
+        monkeypatch.setattr(areas, "draw", lambda *_: (picture, picture, area, True, True))
+        hidden = ~areas[0, 0][1][0]
+        rows, columns = hidden.any(axis=1), hidden.any(axis=0)
+        assert (rows[0], rows[-1], columns[0], columns[-1]) == (y == 0, y == 38, x == 0, x == 28)
 
 
 def test_runs_resume_exactly_and_compare_with_models_of_the_challenge(run, tmp_path, monkeypatch, capsys, refused):

@@ -32,7 +32,7 @@ def test_two_writers_of_one_file(tmp_path):
 
 
 def test_a_file_that_is_read_elsewhere_for_a_moment_is_waited_for(tmp_path, monkeypatch):
-    """As Windows has it."""
+    """Windows refuses to replace a file that is open elsewhere."""
     calls, replace = [], os.replace
 
     def refuse(*paths):

@@ -1,5 +1,6 @@
 """Own photos of any size and colour: what is pixelated is found and restored, the rest is untouched."""
 
+import os
 from functools import partial
 
 import numpy as np
@@ -20,6 +21,7 @@ from tasks.areas import (
     parts_of,
     restore_area,
     square_area,
+    view_area,
     working_side,
 )
 from tasks.mosaics import Area, pixelate_area
@@ -101,6 +103,16 @@ def test_areas_may_overlap():
         inside = slice(y, y + height), slice(x, x + width)
         assert np.abs(block_means(result[inside], 8) - pixels[inside]).max() <= 1
         assert not np.array_equal(result[inside], pixels[inside])
+
+
+@pytest.mark.parametrize("phases", [(0.0, 4.0), (4.0, 0.0), (4.0, 12.0), (0.0, 0.0)])
+def test_blocks_beyond_the_photo_are_not_known(phases):
+    """In the corner of a photo, with first blocks that were cut off: their copies complete them, and no more."""
+    area = Area(0, 0, 60, 60, 16.0, 16.0, *phases)
+    pixels = photo(100, 100)
+    pixelate_area(pixels, area)
+    view = view_area(pixels, area, block_values(pixels, area)[0])
+    assert not view.known[0, 0, 0, 0] and view.known[0, 0, :, -1].all() and view.known[0, 0, -1].all()
 
 
 @pytest.mark.usefixtures("figures")
@@ -219,8 +231,8 @@ def test_huge_areas_are_cut_along_their_grid(side, phase):
     assert lines == set(area.lines()[1].tolist())
 
 
-def test_results_of_names_that_differ_by_case_alone_do_too_on_every_system(tmp_path):
+def test_photos_whose_names_differ_by_case_alone_have_results_of_different_names(tmp_path):
     for name in ("One.JPG", "one.png", "two.png"):
         (tmp_path / name).touch()
     files = [(str(tmp_path / name), name) for name in ("One.JPG", "one.png", "two.png")]
-    assert result_bases(files, "out") == ["out/One_JPG", "out/one_png", "out/two"]
+    assert result_bases(files, "out") == [os.path.join("out", name) for name in ("One_JPG", "one_png", "two")]
