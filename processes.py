@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import datetime
+import multiprocessing
 import os
 import random
 import signal
@@ -271,6 +272,22 @@ class Interrupts:
     def __exit__(self, *error):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def workers_end():
+    """Ends the processes that a block started when it fails. A pool that is interrupted while it starts them forgets
+    them, and at its end Python would wait for them forever.
+    """
+    before = multiprocessing.active_children()
+    try:
+        yield
+    except BaseException:
+        for process in multiprocessing.active_children():
+            if process not in before:
+                process.kill()
+                process.join()
+        raise
 
 
 def start_worker(worker=None):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import synthetic
 from datasets import EXTENSIONS, IMAGE_SIZE, to_8_bits, to_grayscale
-from processes import start_worker
+from processes import start_worker, workers_end
 from utils import UserError, digest, locked, show
 
 try:
@@ -362,6 +362,7 @@ def _build_cache(path, names, chunks, job, first):
     progress = tqdm(total=len(names), desc=verb, unit=" images", smoothing=0)
     workers = min(os.cpu_count() or 1, 8, len(chunks))
     with (
+        workers_end(),
         open(os.path.join(path, "pixels.bin"), "wb") as pixels,
         open(os.path.join(path, "thumbnails.bin"), "wb") as thumbnails,
         progress,

@@ -1,6 +1,7 @@
 """What machines do to a program: full disks, killed processes, closed terminals, several runs at once."""
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -46,6 +47,20 @@ def test_a_file_that_is_read_elsewhere_for_a_moment_is_waited_for(tmp_path, monk
     (tmp_path / "a.tmp").write_bytes(b"first")
     _replace(tmp_path / "a.tmp", tmp_path / "a.bin")
     assert len(calls) == 3 and (tmp_path / "a.bin").read_bytes() == b"first"
+
+
+def test_interrupted_while_workers_are_started_none_is_left(tmp_path, monkeypatch):
+    """Of a pool that has started some, but not yet the thread that ends them."""
+
+    def interrupt(executor):
+        assert executor._processes
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("concurrent.futures.process._ExecutorManagerThread", interrupt)
+    before = multiprocessing.active_children()
+    with pytest.raises(KeyboardInterrupt):
+        images.open_cache("synthetic", str(tmp_path), 0, 100)
+    assert multiprocessing.active_children() == before and not os.listdir(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
