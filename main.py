@@ -125,18 +125,18 @@ def check_start(config, task, processes, state):
     inputs = [config.images, getattr(config, "teacher", None)] + ([] if state else [config.init, config.config_file])
     check_outputs([(config.file(folder, suffix), kind) for folder, suffix, kind in RUN_FILES], inputs)
     best, last = (config.file("models", suffix) for suffix in (".pt", ".last.pt"))
-    if os.path.exists(last) and not state:
+    if state:
+        validated = isinstance(state["run"], dict) and state["run"].get("rows")
+        if os.path.exists(best) and not validated:
+            print(f"{show(best)} may be another run's; it will be replaced at the first validation, so copy it")
+        return
+    if os.path.exists(last):
         run = load_checkpoint(last, "delete it, or choose another --name", part="config").get("run")
         if isinstance(run, dict) and run.get("step") and not run.get("finished", True):
             raise UserError(
                 f"{last}: run {config.name!r} was interrupted; go on with --resume --name {shlex.quote(config.name)}, "
                 f"choose another --name, or delete this file"
             )
-    if state:
-        validated = isinstance(state["run"], dict) and state["run"].get("rows")
-        if os.path.exists(best) and not validated:
-            print(f"{show(best)} may be another run's; it will be replaced at the first validation, so copy it")
-        return
     for path, when in ((last, "as soon as this run begins"), (best, "at the first validation")):
         if os.path.exists(path):
             print(f"{show(path)} will be replaced {when}; to keep it, use --name")

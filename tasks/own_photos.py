@@ -147,9 +147,8 @@ def result_bases(files, output):
         folder, name = os.path.split(path)
         if folder not in counts:
             names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-            counts[folder] = Counter(
-                os.path.splitext(n)[0].lower() for n in names if n.lower().endswith(EXTENSIONS)
-            )  # many systems hold names that differ by case alone for one
+            # lower: many systems hold names that differ by case alone for one
+            counts[folder] = Counter(os.path.splitext(n.lower())[0] for n in names if n.lower().endswith(EXTENSIONS))
         stem, extension = os.path.splitext(relative if output else path)
         others = counts[folder][os.path.splitext(name)[0].lower()] - name.lower().endswith(EXTENSIONS)
         stem = f"{stem}_{extension[1:]}" if others > 0 else stem
