@@ -207,22 +207,25 @@ class UNet(nn.Module):
 class ResidualUNet(UNet):
     """Our residual CNN: a U-Net on a window around the rectangle that predicts a residual on the pixelated image.
 
-    Known pixels are returned as they are, and the mean of each block of the output is the block's pixelated value plus
-    the expected loss of its flooring. The U-Net starts from a smooth interpolation with the right block means, and sees
-    it at zero mean and unit deviation around the rectangle.
+    Known pixels are returned as they are; if consistent, the mean of each block of the output is the block's pixelated
+    value plus the expected loss of its flooring. The U-Net starts from a smooth interpolation with these means, and
+    sees it at zero mean and unit deviation around the rectangle.
 
     channels, blocks: of the UNet. margin: how far the window reaches beyond the rectangle, in pixels, at least.
-    size_range: smallest and largest block size that may occur.
+    size_range: smallest and largest block size that may occur. consistent: False where a block's value need not be its
+    mean; then the U-Net alone decides what the means are.
     """
 
     SYMMETRIES = SYMMETRIES  # The block grid is dealt with outside of the U-Net, so what it sees may be turned.
     MAPS = 3, 1  # that the U-Net takes, and returns
 
-    def __init__(self, channels=(32, 64, 96, 128), blocks=(4, 3, 2, 2), margin=8, size_range=SIZE_RANGE):
+    def __init__(
+        self, channels=(32, 64, 96, 128), blocks=(4, 3, 2, 2), margin=8, size_range=SIZE_RANGE, consistent=True
+    ):
         super().__init__(*self.MAPS, channels, blocks)
         if not 0 <= margin <= 1000:
             raise ValueError("margin must be 0 to 1000")
-        self.margin, self.sizes = margin, range(size_range[0], size_range[1] + 1)
+        self.margin, self.sizes, self.consistent = margin, range(size_range[0], size_range[1] + 1), consistent
 
     def window_side(self, extent):
         """Side of the window, in pixels, for a rectangle's width or height: an int, array or tensor of ints."""
@@ -262,9 +265,9 @@ class ResidualUNet(UNet):
         outputs = [transform(self.residual, maps, symmetry) for symmetry in symmetries]
         residual = guess + deviation * sum(outputs) / len(outputs)
         with torch.autocast(images.device.type, enabled=False):
-            restored = means + residual - grid.means(residual)
+            restored = means + residual - grid.means(residual) if self.consistent else residual
             if not self.training:
-                restored = grid.within_range(restored, means)
+                restored = grid.within_range(restored, means) if self.consistent else restored.clamp(0, 1)
             return torch.where(unknown, restored, images)
 
     def residual(self, maps):

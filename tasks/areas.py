@@ -12,7 +12,7 @@ from PIL import Image
 
 from datasets import SIZE_RANGE, means_between, spread_between
 from tasks.finder import SMALLEST, region_boxes
-from tasks.mosaics import LIGHT, Area, from_light, to_light
+from tasks.mosaics import AVERAGES, LIGHT, Area, averaged, from_light, to_light
 from tasks.restoration import restore_float
 
 WORKING_SIZE = 12  # of larger blocks at the scale at which they are restored
@@ -26,8 +26,8 @@ SAME = 0.5  # share of an area from which on it is the same as another
 LARGEST = 1536  # pixels a side, at that scale, of what is restored at once
 CONTEXT = 24  # pixels around the area that a network sees, at that scale
 AT_ONCE = 2**19  # pixels at that scale up to which all channels are restored together
-SMOOTH = 0.5  # share of an interpolation in areas of middle pixels, which the network takes for means
 ROUNDING = 0.01  # grey levels by which blocks that are constant seem not to be, in floating point
+SURE = 0.7  # an average is told if its error is at most this share of the second smallest
 INNER = 0.6  # share of a block's side, in its middle, that files and scaling hardly blur
 
 
@@ -361,8 +361,12 @@ def working_side(side):
 
 
 def restore_area(predict, pixels, area, blocks, device, precision):
-    """The photo, (H, W, C) uint8, with one Area restored; each channel keeps the values of its blocks, as well as the
-    file has kept them. blocks: the block_values of the area in the file."""
+    """(the photo, (H, W, C) uint8, with one Area restored; how its blocks most likely were averaged; whether that is
+    sure).
+
+    Where they seem to be means, each channel keeps them, as well as the file has. blocks: the block_values of the area
+    in the file.
+    """
     cells, tolerance = blocks
     view = view_area(pixels, area, cells)
     tensors = torch.from_numpy(view.inputs.astype(np.uint8)).to(device), torch.from_numpy(view.known).to(device)
@@ -370,13 +374,21 @@ def restore_area(predict, pixels, area, blocks, device, precision):
     parts = [[t[i : i + together] for t in tensors] for i in range(0, len(view.inputs), together)]
     restored = torch.cat([restore_float(predict, *part, precision) for part in parts]).cpu().numpy()[:, 0] * 255
     restored = [_resize(channel, (area.width, area.height), view.inside) for channel in restored]
-    if area.average == "center":
-        smooth = [_resize(channel, (area.width, area.height), None) for channel in np.moveaxis(cells, 2, 0)]
-        restored = [(1 - SMOOTH) * a + SMOOTH * b for a, b in zip(restored, smooth)]
-    restored = keep_values(np.stack(restored, axis=2).astype(np.float64), cells, tolerance, area)
+    restored = np.stack(restored, axis=2).astype(np.float64)
+    average, sure = (area.average, True) if area.average else tell_average(restored, cells, area)
     result = pixels.copy()
-    result[area.box()] = restored.round()
-    return result
+    result[area.box()] = keep_values(restored, cells, tolerance, replace(area, average=average)).round()
+    return result, average, sure
+
+
+def tell_average(restored, cells, area):
+    """(the average, of AVERAGES, under which these pixels, (h, w, C) float64, come nearest to cells; whether that is
+    sure)."""
+    if cells.shape[0] * cells.shape[1] < BY_CHANCE:
+        return AVERAGES[0], False
+    off = [np.sqrt(np.mean((averaged(restored, area.lines(), average) - cells) ** 2)) for average in AVERAGES]
+    least, second, _ = sorted(off)
+    return AVERAGES[np.argmin(off)], bool(least < SURE * second)
 
 
 def keep_values(restored, cells, tolerance, area):
@@ -385,21 +397,32 @@ def keep_values(restored, cells, tolerance, area):
     Blocks' means, of light where these were averaged, may differ from cells by the tolerance, in grey levels. Of the
     middle pixel's value no mean follows.
     """
-    rows, columns = area.lines()
+    lines = area.lines()
     if area.average == "center":
         return restored.clip(0, 255)
-    for _ in range(10):  # alternate between what has these means and what is within [0, 255]
+    # Alternate between what has these means and what is within [0, 255]. First smoothly, so that no steps are seen
+    # between blocks; then exactly.
+    for spread in [_spread_smoothly] * 5 + [spread_between] * 5:
         if area.average == "linear":
             light = to_light(restored.clip(0, 255))
-            means = from_light(means_between(light, rows, columns))
+            means = from_light(means_between(light, *lines))
             wanted = np.clip(means, cells - tolerance, cells + tolerance)
             change = to_light(wanted.clip(0, 255)) - to_light(means)
-            restored = from_light(np.clip(light + spread_between(change, rows, columns), 0, LIGHT[-1]))
+            restored = from_light(np.clip(light + spread(change, *lines), 0, LIGHT[-1]))
         else:
-            means = means_between(restored, rows, columns)
+            means = means_between(restored, *lines)
             change = np.clip(means, cells - tolerance, cells + tolerance) - means
-            restored = np.clip(restored + spread_between(change, rows, columns), 0, 255)
+            restored = np.clip(restored + spread(change, *lines), 0, 255)
     return restored
+
+
+def _spread_smoothly(cells, rows, columns):
+    """As spread_between, but linear between the cells' middles."""
+    for axis, lines in enumerate((rows, columns)):
+        middles = (lines[:-1] + lines[1:] - 1) / 2
+        weights = [np.interp(np.arange(lines[-1]), middles, one) for one in np.eye(len(middles))]
+        cells = np.moveaxis(np.tensordot(np.transpose(weights), cells, (1, axis)), 0, axis)
+    return cells
 
 
 def _resize(channel, sides, box):

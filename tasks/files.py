@@ -1,7 +1,8 @@
 """Files: restore pixelated areas as --depixelate finds them, in pictures of any kind that were stored as any file.
 
-It differs from the challenge in what photos of full size look like, in larger rectangles and blocks, and in JPEG and
-scaling, after which both the blocks' values and what is around them are known only roughly.
+It differs from the challenge in what photos of full size look like, in larger rectangles and blocks, in JPEG and
+scaling, after which both the blocks' values and what is around them are known only roughly, and in what a block's value
+is: its mean in sRGB or in light, or its middle pixel. The network has to see for itself which.
 """
 
 import itertools
@@ -49,7 +50,7 @@ class FilesConfig(DepixelationConfig):
 
     task: str = inherited("task", "files")
     name: str = inherited("name", "restorer")
-    network_options: dict = inherited("network_options", {"margin": 16})
+    network_options: dict = inherited("network_options", {"margin": 16, "consistent": False})
     batch_size: int = inherited("batch_size", 32)
     synthetic_images: int = inherited("synthetic_images", 2000)
     crops: int = key(16000, "training areas in an epoch, made of the photos in turn", minimum=1, maximum=10**7)

@@ -34,7 +34,6 @@ OCTAVES = 0.2  # at least
 STEADY = 0.05  # added to these deviations, so that steady sizes do not make small differences large
 PART = 4  # cells; a smaller part of a region is none
 CERTAIN = 0.72  # times the sensitivity: how far the confidence may be from 1
-SURE = 0.6  # probability from which on the way of averaging is told
 
 
 class MosaicNet(nn.Module):
@@ -42,8 +41,8 @@ class MosaicNet(nn.Module):
 
     Of each cell of 4x4 pixels: the logit of being in a pixelated area; log2 of the distances to this area's left, top,
     right and bottom edges (see `log_distance`), as in FCOS (Tian et al. 2019) and EAST (Zhou et al. 2017); log2 of the
-    blocks' width and height; logits of the AVERAGES. A U-Net at a quarter of the resolution sees all pixels of each
-    cell, and the differences between neighbours.
+    blocks' width and height; logits of the AVERAGES, which only training uses, as restoring tells more of them. A U-Net
+    at a quarter of the resolution sees all pixels of each cell, and the differences between neighbours.
     """
 
     def __init__(self, channels=(32, 40, 64, 64), blocks=(1, 1, 1, 2)):
@@ -401,9 +400,7 @@ class Finder:
             area = fit_area(luma, (top, bottom, left, right), tuple(guess)) if self.fit else area
             if area is not None:
                 chance *= (min(area.block_width, area.block_height) / max(area.block_width, area.block_height)) ** 0.5
-                logits = torch.from_numpy(cells.seen[7:]).mean(1).softmax(0)
-                average = AVERAGES[int(logits.argmax())] if logits.max() >= SURE else None
-                areas.append(replace(area, average=average, confidence=float(chance)))
+                areas.append(replace(area, confidence=float(chance)))
         return _without_doubles(areas)
 
 

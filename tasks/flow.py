@@ -58,7 +58,8 @@ class FlowUNet(ResidualUNet):
     def sample(self, inputs, restored, seed=0, steps=None):
         """A likely original, (N, 1, H, W), of inputs, (N, 2, H, W), and what an accurate network makes of them.
 
-        Another one for each seed; images that are restored together get the same noise, so that none depends on others.
+        Its block means are those of the restoration. Another one for each seed; images that are restored together get
+        the same noise, so that none depends on others.
         """
         noise = torch.randn((1, 1, *inputs.shape[2:]), generator=torch.Generator().manual_seed(seed))
         steps = steps or STEPS
@@ -67,7 +68,7 @@ class FlowUNet(ResidualUNet):
             time = torch.full_like(now, step / steps)
             now = now + self(torch.cat([inputs, restored, now, time], dim=1)) / steps
         with torch.autocast(inputs.device.type, enabled=False):
-            now = grid.within_range(now, grid.expected_means(inputs[:, :1]))
+            now = grid.within_range(now, grid.means(restored.clamp(0, 1)))
         return torch.where(grid.unknown, now, restored)
 
 

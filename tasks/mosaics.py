@@ -99,15 +99,22 @@ LIGHT = to_light(np.arange(256))
 
 def pixelate_area(pixels, area):
     """Replace the area's blocks by their value, in place, floored as the challenge does it. pixels: (H, W, C) uint8."""
-    values, (rows, columns) = pixels[area.box()], area.lines()
-    if area.average == "center":
-        middle = [(lines[:-1] + lines[1:]) // 2 for lines in (rows, columns)]
-        cells = values[np.ix_(*middle)]
-    elif area.average == "linear":
-        cells = from_light(means_between(LIGHT[values], rows, columns)).round()
-    else:
-        cells = np.floor(means_between(values, rows, columns))
-    pixels[area.box()] = spread_between(cells, rows, columns)
+    cells = averaged(pixels[area.box()], area.lines(), area.average)
+    cells = cells.round() if area.average == "linear" else np.floor(cells)
+    pixels[area.box()] = spread_between(cells, *area.lines())
+
+
+def averaged(values, lines, average):
+    """One value for each block between these lines, (rows, columns, C), of pixels, (H, W, C) uint8 or float64.
+
+    average: of AVERAGES; None: as "srgb".
+    """
+    if average == "center":
+        return values[np.ix_(*((edges[:-1] + edges[1:]) // 2 for edges in lines))]
+    if average == "linear":
+        light = LIGHT[values] if values.dtype == np.uint8 else to_light(values)
+        return from_light(means_between(light, *lines))
+    return means_between(values, *lines)
 
 
 def compress(pixels, quality, subsampling):

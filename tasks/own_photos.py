@@ -166,7 +166,7 @@ def find_areas(finder, pixels, device, precision):
     for i, area in enumerate(areas):  # which the finder knows more of
         same = max(found, key=area.overlap, default=None)
         if same and area.overlap(same) >= SAME:
-            areas[i] = replace(area, average=same.average, confidence=same.confidence)
+            areas[i] = replace(area, confidence=same.confidence)
     return areas + [a for a in found if all(max(a.share_in(b), b.share_in(a)) < SAME for b in areas)]
 
 
@@ -212,16 +212,20 @@ def depixelate(task, given, paths):
         (model,), device, precision = load_models(restorer, given, paths)
     finder = None if config.area else load_finder(config, device)
     search = partial(find_areas, finder, device=device, precision=precision)
-    predict = model.predict if config.preview else refined(restorer, model.predict, device)
-    predictors = [predict, *(predict.samples(config.samples) if config.samples and not config.preview else ())]
+    predictors = [model.predict]
+    if not config.preview and (config.realism or config.samples):
+        predict = refined(restorer, model.predict, device)
+        predictors += [predict] * bool(config.realism) + (predict.samples(config.samples) if config.samples else [])
     restores = [partial(restore_area, p, device=device, precision=precision) for p in predictors]
+    # A network that keeps the means has them in any case, and tells nothing of what the values are.
+    tells = model.config is not None and not model.config.network_options.get("consistent", True)
     failed = skipped = 0
     for path, base in tqdm(files, desc="restoring", unit=" photos", leave=False, disable=len(files) < 2):
         if not (config.overwrite or config.preview) and all(os.path.exists(base + suffix) for suffix in suffixes):
             skipped += 1
             continue
         try:
-            found = depixelate_photo(config, path, base, search, restores)
+            found = depixelate_photo(config, path, base, search, restores, tells)
             for line in found:
                 tqdm.write(line)
         except UserError as error:
@@ -251,10 +255,11 @@ def load_finder(config, device):
     return load_model(task, task.shipped, set(), device).predict
 
 
-def depixelate_photo(config, path, base, search, restores):
+def depixelate_photo(config, path, base, search, restores, tells):
     """Restore one photo, once by each of restores, and write what became of it. Yields the lines that tell of it.
 
-    Raises UserError.
+    restores: the accurate one; that of config.realism, unless that is 0; the samples'. tells: whether the accurate one
+    can tell how blocks were averaged. Raises UserError.
     """
     pixels, alpha, profile = read_photo(path)
     started = time.monotonic()
@@ -275,13 +280,16 @@ def depixelate_photo(config, path, base, search, restores):
         save(mark_areas(pixels, areas), None, profile if pixels.shape[2] == 3 else None, WRITTEN[2])
     elif areas:
         suffixes = sample_suffixes(config.samples)
-        result = restore_areas(restores[0], pixels, areas)
+        result, likely, sure = restore_areas(restores[0], pixels, areas)
+        areas = [known if tells and told else area for area, known, told in zip(areas, likely, sure)]
+        if config.realism:
+            result, *_ = restore_areas(restores[1], pixels, likely)
         gap = np.full((len(pixels), max(2, pixels.shape[1] // 50), pixels.shape[2]), 255, dtype=np.uint8)
         save(result, alpha, profile, WRITTEN[0])
         save(np.concatenate([pixels, gap, result], axis=1), None, profile, WRITTEN[1])
         sums = np.zeros((2, *pixels.shape), dtype=np.float32)  # of the samples' values and their squares
-        for restore, suffix in zip(restores[1:], suffixes):
-            sample = restore_areas(restore, pixels, areas)
+        for restore, suffix in zip(restores[1 + bool(config.realism) :], suffixes):
+            sample, *_ = restore_areas(restore, pixels, likely)
             save(sample, alpha, profile, suffix)
             sums += np.stack([sample, np.square(sample, dtype=np.float32)])
         if config.samples:
@@ -298,12 +306,18 @@ def depixelate_photo(config, path, base, search, restores):
 
 
 def restore_areas(restore, pixels, areas):
-    """The photo with all areas restored, those with the smallest blocks first."""
-    parts = [part for area in sorted(areas, key=lambda a: a.block_width * a.block_height) for part in parts_of(area)]
-    blocks = [block_values(pixels, part) for part in parts]  # before any is restored: areas may overlap
-    for part, values in zip(parts, blocks):
-        pixels = restore(pixels=pixels, area=part, blocks=values)
-    return pixels
+    """(the photo with all areas restored, those with the smallest blocks first; the areas, with how they most likely
+    were averaged; whether that is sure, of each)."""
+    likely, sure = list(areas), [False] * len(areas)
+    order = sorted(range(len(areas)), key=lambda i: areas[i].block_width * areas[i].block_height)
+    parts = [(i, part) for i in order for part in parts_of(areas[i])]
+    blocks = [block_values(pixels, part) for _, part in parts]  # before any is restored: areas may overlap
+    for (i, part), values in zip(parts, blocks):
+        known = likely[i].average
+        pixels, average, told = restore(pixels=pixels, area=replace(part, average=known), blocks=values)
+        if known is None:  # then an area's other parts are restored as its first one
+            likely[i], sure[i] = replace(likely[i], average=average), told
+    return pixels, likely, sure
 
 
 def sample_suffixes(count):

@@ -123,6 +123,20 @@ def test_our_network_keeps_known_pixels_and_block_means():
     assert (grid.means(predictions.float()) - grid.means(pixelated.float())).abs().max() <= 1
 
 
+def test_block_means_are_free_where_a_network_need_not_keep_them():
+    _, _, pixelated, known = cases(20, 3, smooth=True)
+    inputs, grid = to_inputs(pixelated, known), BlockGrid(pixelated, ~known, SIZES)
+    network = loose_init(ResidualUNet(channels=(16, 32), blocks=(1, 1), consistent=False)).eval()
+    outputs = network(inputs).detach()
+    assert torch.equal(outputs[known], inputs[:, :1][known]) and 0 <= outputs.min() and outputs.max() <= 1
+    off = (grid.means(outputs) - grid.expected_means(inputs[:, :1]))[~known] * 255
+    assert off.abs().mean() > 1
+    for weights in network.last.parameters():  # then it adds nothing to the interpolation, which keeps them
+        torch.nn.init.zeros_(weights)
+    off = (grid.means(network(inputs)) - grid.expected_means(inputs[:, :1]))[~known] * 255
+    assert off.abs().median() < 0.1
+
+
 def test_interpolation_halves_the_way_to_a_trained_network():
     images, _, pixelated, known = cases(300, 4, smooth=True)
     grid, inputs = BlockGrid(pixelated, ~known, SIZES), to_inputs(pixelated, known)

@@ -16,7 +16,7 @@ import main as entry
 from datasets import means_between, spread_between
 from synthetic import synthetic_colour_image
 from tasks import finder as finding_areas
-from tasks.areas import block_values, keep_values
+from tasks.areas import block_values, keep_values, tell_average
 from tasks.finder import (
     MosaicNet,
     find_cells,
@@ -34,6 +34,7 @@ from tasks.mosaics import (
     Area,
     MosaicCrops,
     MosaicPhotos,
+    averaged,
     compress,
     draw_areas,
     from_light,
@@ -99,6 +100,7 @@ def test_pixelated_areas(average):
     assert tolerance == 0 and np.array_equal(spread_between(values, *area.lines()), result[area.box()])
     lossy, rough = block_values(compress(result, 70, 2), area)
     assert 0 < rough < 12 and np.abs(lossy - values).mean() < 8
+    assert tell_average(truth_of(pixels, area) + 1, values, area) == (average, True)
     kept = keep_values(truth_of(pixels, area), values, 0.0, area)
     if average != "center":
         means = means_between(to_light(kept) if average == "linear" else kept, *area.lines())
@@ -106,6 +108,15 @@ def test_pixelated_areas(average):
         assert np.abs(means - values).max() < 0.5
     loose = keep_values(truth_of(pixels, area), values, 300.0, area)
     assert np.allclose(loose, truth_of(pixels, area))  # a tolerance that allows everything changes nothing
+
+
+@pytest.mark.parametrize("average", ["srgb", "linear"])
+def test_block_means_are_kept_without_steps(average):
+    area = Area(0, 0, 61, 40, 8.0, 8.0, 5.0, 0.0, average)
+    cells = np.tile(100 + 10.0 * np.arange(8)[:, None], (5, 1, 1))
+    kept = keep_values(np.full((40, 61, 1), 120.0), cells, 0.0, area)
+    assert np.allclose(averaged(kept, area.lines(), average), cells, atol=1e-3)
+    assert np.abs(np.diff(kept, axis=1)).max() < 4 and np.abs(np.diff(kept, axis=0)).max() < 1e-6
 
 
 def truth_of(pixels, area):

@@ -1,6 +1,7 @@
 """Own photos of any size and colour: what is pixelated is found and restored, the rest is untouched."""
 
 import os
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -82,7 +83,9 @@ def test_restored_channels_keep_their_block_means_and_the_rest(width, height, re
     inside = slice(y, y + h), slice(x, x + w)
     network = ResidualUNet((8, 8), (1, 1)).eval()
     area = square_area(pixels, rectangle[:4])
-    restored = restore_area(network, pixels, area, block_values(pixels, area), torch.device("cpu"), torch.float32)
+    blocks = block_values(pixels, area)
+    restored, average, _ = restore_area(network, pixels, area, blocks, torch.device("cpu"), torch.float32)
+    assert average == "srgb"
     outside = np.ones(pixels.shape[:2], dtype=bool)
     outside[inside] = False
     assert restored.dtype == np.uint8 and np.array_equal(restored[outside], pixels[outside])
@@ -98,11 +101,26 @@ def test_areas_may_overlap():
     for area in sides:
         pixels = pixelated(pixels, *area, 8)
     restore = partial(restore_area, network, device=torch.device("cpu"), precision=torch.float32)
-    result = restore_areas(restore, pixels, [square_area(pixels, area) for area in sides])
+    result, *_ = restore_areas(restore, pixels, [square_area(pixels, area) for area in sides])
     for x, y, width, height in sides:
         inside = slice(y, y + height), slice(x, x + width)
         assert np.abs(block_means(result[inside], 8) - pixels[inside]).max() <= 1
         assert not np.array_equal(result[inside], pixels[inside])
+
+
+def test_the_first_part_of_a_large_area_says_how_all_of_it_was_averaged(monkeypatch):
+    monkeypatch.setattr("tasks.areas.LARGEST", 64)
+    pixels, seen = photo(160, 160), []
+
+    def restore(pixels, area, blocks):
+        seen.append(area.average)
+        return pixels, area.average or ("linear" if seen[1:] else "center"), len(seen) == 1
+
+    areas = [Area(8, 8, 128, 96, 12.0, 12.0), Area(8, 112, 40, 40, 16.0, 16.0)]
+    _, likely, sure = restore_areas(restore, pixels, areas)
+    assert seen == [None, *["center"] * (len(seen) - 2), None] and len(seen) > 3
+    assert [area.average for area in likely] == ["center", "linear"] and sure == [True, False]
+    assert [replace(area, average=None) for area in likely] == areas
 
 
 @pytest.mark.parametrize("phases", [(0.0, 4.0), (4.0, 0.0), (4.0, 12.0), (0.0, 0.0)])

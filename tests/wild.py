@@ -3,8 +3,8 @@
 Makes COUNT (400) pictures of a folder's photos, or of drawn images ("synthetic"): PNG, JPEG of quality 95 and 80,
 scaled JPEG; blocks of 4 to 64 pixels, three averages, both grids, up to three areas, every fifth without. Prints for
 each format what the program finds and how much nearer to the truth it comes: the RMSE inside the areas before and
-after, the ratio of their means, and the mean of each picture's ratio; and that by the size of blocks, area by area.
-SHEET.png shows three of them.
+after, the ratio of their means, the same if all areas and averages were known, and the mean of each picture's ratio.
+Then the same per area, by block size and by average, and how often the average is told. SHEET.png shows three.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from tasks.evaluation import load_models  # noqa: E402
 from tasks.files import Files  # noqa: E402
 from tasks.finding import compare_areas  # noqa: E402
 from tasks.images import open_cache  # noqa: E402
-from tasks.mosaics import FORMATS, Area, MosaicPhotos, compress, pixelate_area  # noqa: E402
+from tasks.mosaics import AVERAGES, FORMATS, Area, MosaicPhotos, compress, pixelate_area  # noqa: E402
 from tasks.own_photos import find_areas, load_finder, mark_areas, restore_areas, save_photo  # noqa: E402
 
 
@@ -41,26 +41,32 @@ def mean(values):
     return values[~np.isnan(values)].mean() if not np.isnan(values).all() else np.nan
 
 
-def measure(pictures, predict, finder, device, precision, sheet, sizes):
-    """Rows of (format, areas, found, false, error of size, error inside before, after, seconds), one a picture.
+def measure(pictures, predict, finder, device, precision, sheet, kinds):
+    """Rows of (format, areas, found, false, error of size, error inside before, after, if all was known,
+    seconds), one a picture.
 
-    sheet: gets (with what was found, restored, truth) of three pictures; sizes: (blocks' side, whether it was found,
-    error inside before, after) of each area.
+    sheet: gets (with what was found, restored, truth) of three pictures; kinds: (blocks' side, number of the average,
+    whether it was found, whether its average is told correctly, NaN if not told, the three errors) of each area.
     """
+    restore = partial(restore_area, predict, device=device, precision=precision)
     for i in range(len(pictures)):
         (pixels, areas, file), truth = pictures[i], pictures.truth(i)
         started = time.monotonic()
         found = find_areas(finder, pixels, device, precision)
-        result = restore_areas(partial(restore_area, predict, device=device, precision=precision), pixels, found)
+        result, likely, sure = restore_areas(restore, pixels, found)
         seconds = time.monotonic() - started
         (_, share, false, error), hits = compare_areas(found, areas)
-        before, after = (errors_inside(image, truth, areas) if areas else np.nan for image in (pixels, result))
+        images = pixels, result, restore_areas(restore, pixels, areas)[0]
         for area, hit in zip(areas, hits):
-            errors = (errors_inside(image, truth, [area]) for image in (pixels, result))
-            sizes.append(((area.block_width + area.block_height) / 2, hit, *errors))
+            same = max(range(len(found)), key=lambda i: area.overlap(found[i])) if hit else None
+            right = likely[same].average == area.average if hit and sure[same] else np.nan
+            side = (area.block_width + area.block_height) / 2
+            errors = (errors_inside(image, truth, [area]) for image in images)
+            kinds.append((side, AVERAGES.index(area.average), hit, right, *errors))
         if len(sheet) < 3 and len(areas) > 1 and file != "PNG":
             sheet.append(np.concatenate([mark_areas(pixels, found), result, truth], axis=1))
-        yield file, len(areas), sum(hits), false, error if any(hits) else np.nan, before, after, seconds
+        errors = (errors_inside(image, truth, areas) if areas else np.nan for image in images)
+        yield file, len(areas), sum(hits), false, error if any(hits) else np.nan, *errors, seconds
 
 
 def main(source, count=400, sheet=None, cache_dir=".cache"):
@@ -68,24 +74,34 @@ def main(source, count=400, sheet=None, cache_dir=".cache"):
     (model,), device, precision = load_models(task, set(), [task.shipped])
     cache = open_cache(source, cache_dir, 0, 40, colour=True)
     pictures = MosaicPhotos(cache, range(len(cache)), int(count))
-    shown, sizes = [], []
-    rows = list(measure(pictures, model.predict, load_finder(task.config, device), device, precision, shown, sizes))
+    shown, kinds = [], []
+    rows = list(measure(pictures, model.predict, load_finder(task.config, device), device, precision, shown, kinds))
     if sheet:
         save_photo(np.concatenate(shown), None, None, sheet)
-    print(f"{'':16} pictures  areas  found  false per picture  size off by  before  after  ratio  of each  seconds")
+    print(
+        f"{'':16} pictures  areas  found  false per picture  size off by  before  after  ratio  known  of each  seconds"
+    )
     for file in (*FORMATS, "all"):
         own = [row[1:] for row in rows if file in (row[0], "all")]
-        areas, hits, false, error, before, after, seconds = map(np.array, zip(*own))
+        areas, hits, false, error, before, after, known, seconds = map(np.array, zip(*own))
         share, each = hits.sum() / max(1, areas.sum()), mean(after / before)
+        ratio, best = mean(after) / mean(before), mean(known) / mean(before)
         print(
             f"{file:16} {len(own):8} {areas.sum():6} {share:6.1%} {false.mean():16.3f} {mean(error):12.1%} "
-            f"{mean(before):7.2f} {mean(after):6.2f} {mean(after) / mean(before):6.3f} {each:8.3f} {mean(seconds):8.2f}"
+            f"{mean(before):7.2f} {mean(after):6.2f} {ratio:6.3f} {best:6.3f} {each:8.3f} {mean(seconds):8.2f}"
         )
-    side, hits, before, after = np.array(sizes).T
-    for low, high in itertools.pairwise((2, 6, 12, 24, 97)):
-        own = (low <= side) & (side < high)
-        ratio = mean(after[own]) / mean(before[own])
-        print(f"blocks of {low} to {high} pixels: {own.sum()} areas, {mean(hits[own]):.1%} found, ratio {ratio:.3f}")
+    side, average, hits, right, before, after, known = np.array(kinds).T
+    ends = itertools.pairwise((2, 6, 12, 24, 97))
+    groups = {f"blocks of {a} to {b} pixels": (a <= side) & (side < b) for a, b in ends}
+    groups |= {f"average {name}": average == i for i, name in enumerate(AVERAGES)} | {"all": side > 0}
+    for group, own in groups.items():
+        if not own.any():
+            continue
+        ratio, best = (mean(errors[own]) / mean(before[own]) for errors in (after, known))
+        print(
+            f"{group:25} {own.sum():4} areas, {mean(hits[own]):6.1%} found, ratio {ratio:.3f}, known {best:.3f}; "
+            f"average told for {np.isfinite(right[own]).mean():5.1%}, correctly for {mean(right[own]):6.1%} of these"
+        )
     return rows
 
 
