@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from PIL import Image
 from architectures import BlockGrid
 from datasets import HEIGHT_RANGE, SIZE_RANGE, WIDTH_RANGE, draw_rectangle, prepare_image
 from main import main
-from synthetic import synthetic_image
+from synthetic import synthetic_colour_image, synthetic_image
 from tasks import load_task
+from tasks.areas import block_values, restore_area
 from tasks.evaluation import load_weights
+from tasks.mosaics import Area, pixelate_area
 from tasks.restoration import restore, rmse_per_image
 from utils import ROOT, config_from_dict, load_checkpoint, show
 
@@ -109,6 +112,36 @@ def test_predictions_of_the_others(name, samples):
         assert torch.equal(prediction[known], pixelated[known])
         scores.append(rmse_per_image(prediction.double(), images.double(), known).mean())
     assert scores[0] < 0.9 * identity and abs(scores[0] - scores[1]) < 0.03
+
+
+@pytest.mark.parametrize("average", ("srgb", "center"))
+def test_files_sees_how_blocks_were_averaged(average):
+    """It is not told; middle pixels taken for means would hardly be restored at all."""
+    network, before, after, tellings = load("files")[0], [], [], set()
+    for i in range(6):
+        truth = synthetic_colour_image(3, i, 144)
+        pixels, area = truth.copy(), Area(24, 24, 96, 96, 8.0, 8.0)
+        pixelate_area(pixels, replace(area, average=average))
+        blocks = block_values(pixels, area)
+        restored, *told = restore_area(network, pixels, area, blocks, torch.device("cpu"), torch.float32)
+        tellings.add(tuple(told))
+        for errors, picture in ((before, pixels), (after, restored)):
+            errors.append(np.sqrt(np.mean((picture[area.box()].astype(float) - truth[area.box()]) ** 2)))
+    assert np.mean(after) < 0.78 * np.mean(before)
+    assert (average, True) in tellings and {name for name, sure in tellings if sure} == {average}
+
+
+@pytest.mark.parametrize("model, average", [("files", "center"), ("photos_cpu", None)])
+def test_depixelate_says_how_blocks_were_averaged(model, average, tmp_path, capsys):
+    """Where the model can tell: one that keeps the means cannot."""
+    area = ["--area", "24", "24", "96", "96"]
+    Image.fromarray(synthetic_colour_image(3, 1, 144)).save(tmp_path / "p.png")
+    assert main(["--pixelate", str(tmp_path / "p.png"), *area, "--block_size", "8", "--average", "center"]) == 0
+    path = os.path.join(ROOT, "models", f"{model}.pt")
+    capsys.readouterr()
+    assert main(["--depixelate", str(tmp_path / "p_pixelated.png"), *area, "--json", "--model", path]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["areas"]
+    assert found["average"] == average and found["block_width"] == 8
 
 
 @pytest.mark.parametrize(
