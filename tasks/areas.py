@@ -27,7 +27,7 @@ LARGEST = 1536  # pixels a side, at that scale, of what is restored at once
 CONTEXT = 24  # pixels around the area that a network sees, at that scale
 AT_ONCE = 2**19  # pixels at that scale up to which all channels are restored together
 ROUNDING = 0.01  # grey levels by which blocks that are constant seem not to be, in floating point
-SURE = 0.7  # an average is told if its error is at most this share of the second smallest
+SURE = 0.6  # an average is told if its error is at most this share of the second smallest
 INNER = 0.6  # share of a block's side, in its middle, that files and scaling hardly blur
 
 
@@ -386,9 +386,9 @@ def tell_average(restored, cells, area):
     sure)."""
     if cells.shape[0] * cells.shape[1] < BY_CHANCE:
         return AVERAGES[0], False
-    off = [np.sqrt(np.mean((averaged(restored, area.lines(), average) - cells) ** 2)) for average in AVERAGES]
-    least, second, _ = sorted(off)
-    return AVERAGES[np.argmin(off)], bool(least < SURE * second)
+    off = {average: np.sqrt(np.mean((averaged(restored, area.lines(), average) - cells) ** 2)) for average in AVERAGES}
+    nearest, second, _ = sorted(AVERAGES, key=off.get)
+    return nearest, bool(off[nearest] < SURE * off[second])
 
 
 def keep_values(restored, cells, tolerance, area):
