@@ -213,7 +213,7 @@ def depixelate(task, given, paths):
     finder = None if config.area else load_finder(config, device)
     search = partial(find_areas, finder, device=device, precision=precision)
     predictors = [model.predict]
-    if not config.preview and (config.realism or config.samples):
+    if not config.preview:
         predict = refined(restorer, model.predict, device)
         predictors += [predict] * bool(config.realism) + (predict.samples(config.samples) if config.samples else [])
     restores = [partial(restore_area, p, device=device, precision=precision) for p in predictors]
