@@ -106,6 +106,7 @@ def train(config, task, processes, state=None):
                     save_run(config, task, run, parts, precision)
             if run.finished or run.stopped_by:
                 break
+    del batches  # now, or its workers, which ignore signals, might be waited for at Python's end, without end
     if processes.rank:
         return 0
     return tell_end(config, task, run, processes)
