@@ -6,6 +6,7 @@ restored image on the same scale.
 
 OddUNet          ours: a U-Net that respects what is known; its filters are tied by mirroring, turning and negation
 EquivariantUNet  the same, tied by mirroring and turning; ResidualUNet: with free filters, of earlier versions
+OddFlowUNet      the velocity of a flow from what OddUNet restores to a likely original
 DeePixV1         the winner of the 2023 challenge
 BasicCNN         the course's reference
 IdentityModel    the pixelated image itself: what doing nothing scores
@@ -21,102 +22,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from datasets import SIZE_RANGE
-from symmetry import SYMMETRIES, odd, tie_filters, transform
-
-# ------------------------------------------------------------------------------------------------ the block grid
-
-
-def find_block_sizes(images, unknown, sizes):
-    """The block size of each pixelated image, which the challenge does not give.
-
-    It is the largest size for which all blocks of the grid anchored at the rectangle's top-left corner are constant,
-    that is: along both axes the image changes only at multiples of the size.
-
-    images: (N, H, W), any dtype. unknown: (N, H, W) bool, True inside the rectangle. sizes: candidates, a sequence.
-    Returns (N,) int64. Where no candidate fits, it is the longer side of the image: the rectangle is one block.
-    """
-    candidates = torch.as_tensor(list(sizes), device=images.device)  # (S,)
-    fits = torch.ones(len(images), len(candidates), dtype=torch.bool, device=images.device)
-    for axis in (1, 2):
-        length = images.shape[axis] - 1
-        before, after = images.narrow(axis, 0, length), images.narrow(axis, 1, length)
-        inside = unknown.narrow(axis, 0, length) & unknown.narrow(axis, 1, length)
-        changes = ((before != after) & inside).any(dim=3 - axis)  # (N, length): between position and position + 1
-        offset = _offsets(unknown, axis)[:, 1:]  # (N, length)
-        allowed = offset[:, None] % candidates[None, :, None] == 0  # (N, S, length)
-        fits &= (allowed | ~changes[:, None]).all(dim=2)
-    largest = torch.where(fits, candidates, 0).amax(dim=1)
-    return torch.where(largest > 0, largest, max(images.shape[1:]))
-
-
-def _offsets(unknown, axis):
-    """Position along axis (1: y, 2: x) relative to the rectangle's first row or column: (N, H or W) int64."""
-    hit = unknown.any(dim=3 - axis)  # (N, H or W)
-    return torch.arange(hit.shape[1], device=hit.device) - hit.int().argmax(dim=1, keepdim=True)
-
-
-NEAR = 4  # pixels around the rectangle whose brightness and contrast are those of what is hidden
-DEVIATION_OFFSET = 0.02  # 5 of 255 grey levels: where all is flat, noise is not to be blown up
-PROJECTIONS = 10  # after which hardly any pixel leaves [0, 1] by more than what rounding takes
-
-
-class BlockGrid:
-    """The grid of blocks inside each image's rectangle, recovered from the image and its mask."""
-
-    def __init__(self, images, unknown, sizes):
-        """images: (N, 1, H, W). unknown: (N, 1, H, W) bool. sizes: candidates for the block size, a sequence."""
-        self.unknown = unknown
-        self.sizes = find_block_sizes(images[:, 0], unknown[:, 0], sizes)  # (N,)
-        self.offsets = [_offsets(unknown[:, 0], axis) for axis in (1, 2)]  # (N, H), (N, W)
-        self.rows, self.columns = (self._membership(offset) for offset in self.offsets)  # (N, K, H), (N, K, W)
-        self.counts = self._sums(unknown.float())  # (N, 1, K, K)
-
-    def _membership(self, offset):
-        blocks = -(-offset.shape[1] // 2)  # a block has at least 2 pixels a side; a smaller size is no grid
-        index = torch.div(offset, self.sizes[:, None], rounding_mode="floor")  # (N, L)
-        return (index[:, None] == torch.arange(blocks, device=offset.device)[:, None]).float()  # (N, K, L)
-
-    def _sums(self, maps):  # separable, so two small products with matrices of 0 and 1
-        return (self.rows @ maps[:, 0] @ self.columns.mT)[:, None]  # (N, K, H) (N, H, W) (N, W, K) -> (N, 1, K, K)
-
-    def spread(self, values):
-        """One value per block, (N, 1, K, K), written to each of the block's pixels: (N, 1, H, W), 0 elsewhere."""
-        return (self.rows.mT @ values[:, 0] @ self.columns)[:, None] * self.unknown
-
-    def means(self, maps):
-        """(N, 1, H, W) -> the map in which each unknown pixel holds the mean of its block, 0 elsewhere."""
-        return self.spread(self._sums(maps * self.unknown) / self.counts.clamp(min=1))
-
-    def surroundings(self, reach):
-        """1 inside the rectangle and up to `reach` pixels around it, else 0: (N, 1, H, W) float32."""
-        inside = []
-        for axis, offset in zip((1, 2), self.offsets):
-            extent = self.unknown[:, 0].any(dim=3 - axis).sum(dim=1, keepdim=True)
-            inside.append(((offset >= -reach) & (offset < extent + reach)).float())
-        return (inside[0][:, :, None] * inside[1][:, None, :])[:, None]
-
-    def statistics(self, maps):
-        """Mean and deviation, with an offset, of maps, (N, 1, H, W), in and near the rectangle: (N, 1, 1, 1) each."""
-        near = self.surroundings(NEAR)
-        near = near / near.sum((2, 3), keepdim=True).clamp(min=1)
-        center = (maps * near).sum((2, 3), keepdim=True)
-        return center, ((maps - center) ** 2 * near).sum((2, 3), keepdim=True).sqrt() + DEVIATION_OFFSET
-
-    def within_range(self, images, means):
-        """Images within [0, 1], as near as possible to these block means: alternates between the two conditions."""
-        for _ in range(PROJECTIONS):
-            images = images.clamp(0, 1)
-            images = images + means - self.means(images)
-        return images
-
-    def expected_means(self, images):
-        """The expected mean of each block before pixelation floored it, written to its pixels. (N, 1, H, W).
-
-        For n pixels the mean is value + k / n with k = 0 ... n - 1 about equally likely: value + (n - 1) / (2 n).
-        """
-        counts = self.counts.clamp(min=1)
-        return (images + self.spread((counts - 1) / (2 * counts)) / 255) * self.unknown
-
+from depixelation.block_grid import BlockGrid, interpolate
+from depixelation.symmetry import SYMMETRIES, odd, tie_filters, transform
 
 # ------------------------------------------------------------------------------------------------ the networks
 
@@ -216,7 +123,7 @@ class ResidualUNet(UNet):
     mean; then the U-Net alone decides what the means are.
     """
 
-    SYMMETRIES = SYMMETRIES  # The block grid is dealt with outside of the U-Net, so what it sees may be turned.
+    VIEWS = SYMMETRIES  # The block grid is dealt with outside of the U-Net, so what it sees may be turned.
     MAPS = 3, 1  # that the U-Net takes, and returns
 
     def __init__(
@@ -231,7 +138,7 @@ class ResidualUNet(UNet):
         """Side of the window, in pixels, for a rectangle's width or height: an int, array or tensor of ints."""
         return -(-(extent + 2 * self.margin) // self.multiple) * self.multiple
 
-    def forward(self, inputs, symmetries=(0,)):
+    def forward(self, inputs, views=(0,)):
         """The mean of the predictions in these symmetries of the square, numbers from 0 (as it is) to 7."""
         maps, unknown = inputs.float(), inputs[:, 1:2] == 0
         output = maps[:, :1].clone()
@@ -242,7 +149,7 @@ class ResidualUNet(UNet):
             rows, columns = (a[n] + torch.arange(s, device=a.device) for a, s in zip(starts, shape.tolist()))
             at = n, rows.mT, columns  # (M, h, w) of (N, H, W)
             window = maps.movedim(1, 3)[at].movedim(3, 1).contiguous()  # (M, C, h, w)
-            output[:, 0][at] = self._restore(window, unknown[:, 0][at][:, None], symmetries)[:, 0]
+            output[:, 0][at] = self._restore(window, unknown[:, 0][at][:, None], views)[:, 0]
         return output
 
     def _windows(self, unknown, axis):
@@ -253,7 +160,7 @@ class ResidualUNet(UNet):
         side = self.window_side(extent).clamp(max=length)
         return (first + torch.div(extent - side, 2, rounding_mode="floor")).clamp(min=0).minimum(length - side), side
 
-    def _restore(self, maps, unknown, symmetries):
+    def _restore(self, maps, unknown, views):
         """The restored windows, (N, 1, h, w), of inputs, (N, 2, h, w), and unknown, (N, 1, h, w) bool."""
         images = maps[:, :1]
         with torch.autocast(images.device.type, enabled=False):  # grey values need more than the 8 bits of bfloat16
@@ -262,7 +169,7 @@ class ResidualUNet(UNet):
             guess = interpolate(images, means, grid)
             center, deviation = grid.statistics(guess)
             maps = torch.cat([(guess - center) / deviation, (images - center) / deviation, 1 - unknown.float()], dim=1)
-        outputs = [transform(self.residual, maps, symmetry) for symmetry in symmetries]
+        outputs = [transform(self.residual, maps, symmetry) for symmetry in views]
         residual = guess + deviation * sum(outputs) / len(outputs)
         with torch.autocast(images.device.type, enabled=False):
             restored = means + residual - grid.means(residual) if self.consistent else residual
@@ -278,7 +185,7 @@ class ResidualUNet(UNet):
 class EquivariantUNet(ResidualUNet):
     """The same with equivariant filters; channels: multiples of 8."""
 
-    SYMMETRIES = (0,)  # so one view is worth eight
+    VIEWS = (0,)  # one view is worth eight
     SIGNS = ()  # of an odd network: for each map that it is given -1 if negation changes it, else 1
 
     def __init__(self, *args, **options):
@@ -296,25 +203,63 @@ class OddUNet(EquivariantUNet):
         return odd(super().residual, maps, self.SIGNS)
 
 
-def interpolate(images, means, grid, deviations=(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1)):
-    """A smooth image with the given block means: blurred, put back onto what is known, and again, ever more finely.
-
-    images, means: (N, 1, H, W), means as from grid.expected_means. deviations: of the Gaussian blurs, in pixels.
-    Alternating projections; the fixed point is a membrane stretched over the known pixels and the block means.
-    """
-    guess = images
-    blurs = {deviation: [_blur_matrix(n, deviation, images) for n in images.shape[2:]] for deviation in set(deviations)}
-    for vertical, horizontal in (blurs[deviation] for deviation in deviations):
-        blurred = vertical @ guess @ horizontal.T  # (H, H) (N, 1, H, W) (W, W)
-        guess = torch.where(grid.unknown, means + blurred - grid.means(blurred), images)
-    return guess
+FLOW_STEPS = 25  # of Euler's method; fewer give smoother areas
+FLOW_NOISE = 0.25  # its deviation, as a share of that of the grey values in and near the rectangle
 
 
-def _blur_matrix(n, deviation, like):
-    """Gaussian blur of n samples as an (n, n) matrix; at the ends the weights that fall outside are left out."""
-    position = torch.arange(n, dtype=like.dtype, device=like.device)
-    weights = torch.exp(-(((position[:, None] - position) / deviation) ** 2) / 2)
-    return weights / weights.sum(dim=1, keepdim=True)
+def without_means(grid, maps):
+    """(N, 1, H, W) -> the same without the means of the BlockGrid's blocks inside the rectangles, 0 elsewhere."""
+    return maps * grid.unknown - grid.means(maps)
+
+
+class FlowUNet(ResidualUNet):
+    """The velocity, (N, 1, H, W) a unit of time, of (N, 5, H, W): image, known mask, restoration, present state, time
+    from 0 to 1."""
+
+    MAPS = 4, 1
+
+    def forward(self, inputs, views=(0,)):
+        return super().forward(inputs, views) * (inputs[:, 1:2] == 0)
+
+    def _restore(self, maps, unknown, views):
+        image, restored, now, time = maps[:, :1], *maps[:, 2:].split(1, dim=1)
+        with torch.autocast(maps.device.type, enabled=False):
+            grid = BlockGrid(image, unknown, self.sizes)
+            center, deviation = grid.statistics(restored)
+            seen = [(restored - center) / deviation, (now - center) / deviation, 1 - unknown.float(), time]
+        outputs = [transform(self.residual, torch.cat(seen, dim=1), symmetry) for symmetry in views]
+        with torch.autocast(maps.device.type, enabled=False):
+            return deviation * without_means(grid, sum(outputs) / len(outputs))
+
+    def start(self, inputs, restored, noise):
+        """(where the flow begins, the deviation that errors are measured in, the BlockGrid)."""
+        with torch.autocast(inputs.device.type, enabled=False):
+            grid = BlockGrid(inputs[:, :1], inputs[:, 1:2] == 0, self.sizes)
+            deviation = grid.statistics(restored)[1]
+            return restored + FLOW_NOISE * deviation * without_means(grid, noise), deviation, grid
+
+    def sample(self, inputs, restored, seed=0, steps=None):
+        """A likely original, (N, 1, H, W), of inputs, (N, 2, H, W), and what an accurate network makes of them.
+
+        Its block means are those of the restoration. Another one for each seed; images that are restored together get
+        the same noise, so that none depends on others.
+        """
+        noise = torch.randn((1, 1, *inputs.shape[2:]), generator=torch.Generator().manual_seed(seed))
+        steps = steps or FLOW_STEPS
+        now, _, grid = self.start(inputs, restored, noise.to(inputs.device))
+        for step in range(steps):
+            time = torch.full_like(now, step / steps)
+            now = now + self(torch.cat([inputs, restored, now, time], dim=1)) / steps
+        with torch.autocast(inputs.device.type, enabled=False):
+            now = grid.within_range(now, grid.means(restored.clamp(0, 1)))
+        return torch.where(grid.unknown, now, restored)
+
+
+class OddFlowUNet(FlowUNet, OddUNet):
+    """The same with filters tied by the square's symmetries and by negation. channels: multiples of 16."""
+
+    MAPS = 8, 2
+    SIGNS = -1, -1, 1, 1
 
 
 class DeePixBlock(nn.Module):
@@ -379,7 +324,21 @@ class DenoisingCNN(nn.Module):
         return images + self.layers(images) if self.skip else self.layers(images)
 
 
-class SimpleCNN(nn.Module):
+class Classifier(nn.Module):
+    """A network that gives an image, (N, 1, 28, 28), a logit for each class, (N, classes), in `logits`."""
+
+    VIEWS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # the image shifted by so many rows and columns
+    VIEWS = tuple((*shift, mirrored) for shift in VIEWS for mirrored in (False, True))  # and mirrored
+
+    def forward(self, images, views=()):
+        """The logits, or their mean for several views of the images."""
+        if not views:
+            return self.logits(images)
+        seen = (F.pad(images.flip(3) if mirrored else images, (x, -x, y, -y)) for y, x, mirrored in views)
+        return sum(map(self.logits, seen)) / len(views)
+
+
+class SimpleCNN(Classifier):
     """The exercise sheet's kind: two convolutions, each with pooling, and two linear layers."""
 
     def __init__(self, channels=(32, 64), hidden=128, classes=10):
@@ -389,7 +348,7 @@ class SimpleCNN(nn.Module):
         linear = nn.Linear(49 * channels[1], hidden), nn.ReLU(), nn.Linear(hidden, classes)
         self.layers = nn.Sequential(*hidden_layers, nn.Flatten(), *linear)
 
-    def forward(self, images):
+    def logits(self, images):
         return self.layers(images)
 
 
@@ -406,7 +365,7 @@ class NormalizedBlock(nn.Module):
         return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
 
 
-class ResidualCNN(nn.Module):
+class ResidualCNN(Classifier):
     """Ours: residual blocks at a half and, after pooling, at a quarter of the resolution.
 
     channels, blocks: of each resolution. Only the first convolution, of one channel, has a stride: on a CPU the
@@ -430,7 +389,7 @@ class ResidualCNN(nn.Module):
     def _convolution(a, b, kernel, stride):
         return [nn.Conv2d(a, b, kernel, stride, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
 
-    def forward(self, images):
+    def logits(self, images):
         maps = self.layers(images)  # (N, 1, 28, 28) -> (N, channels[-1], 7, 7)
         return self.last(maps.amax((2, 3)))  # (N, classes)
 
@@ -475,12 +434,14 @@ class SubPixelResNet(nn.Module):
 
     Like EDSR (Lim et al. 2017) without normalisation, like ESPCN (Shi et al. 2016) with the new pixels as channels.
     consistent: the mean of 2x2 pixels of the output is the pixel of the input, as it is where the input was made by
-    bilinear downscaling without antialiasing. symmetries: the numbers, 0 (unchanged) to 7, of those to average over.
+    bilinear downscaling without antialiasing.
     """
+
+    VIEWS = SYMMETRIES
 
     def __init__(self, channels=64, blocks=8, consistent=False):
         super().__init__()
-        self.consistent, self.reach, self.symmetries = consistent, 2 * blocks + 4, (0,)
+        self.consistent, self.reach = consistent, 2 * blocks + 4
         self.upsample = Interpolation()
         self.first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
@@ -488,8 +449,9 @@ class SubPixelResNet(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, images):
-        residuals = [transform(self._residual, images - 0.5, symmetry) for symmetry in self.symmetries]
+    def forward(self, images, views=(0,)):
+        """The mean of the predictions in these symmetries of the square, numbers from 0 (as it is) to 7."""
+        residuals = [transform(self._residual, images - 0.5, symmetry) for symmetry in views]
         output = self.upsample(images) + sum(residuals) / len(residuals)
         return output + F.interpolate(images - F.avg_pool2d(output, 2), scale_factor=2) if self.consistent else output
 

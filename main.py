@@ -4,22 +4,25 @@ python main.py            trains as config.json says
 python main.py --predict  restores the test pickle with the trained model
 python main.py --help     tells the rest
 
-A batch from file to loss: `train` asks the task (tasks/NAME.py) for batches and for the loss of each of its parts, and
-each part (tasks/training.py) for a step.
+A batch from file to loss: `train` asks the task (depixelation/tasks/NAME.py) for batches, and for a step on each. The
+task computes the loss; the Learner (depixelation/engine/learner.py) changes the weights.
 """
 
 import json
 import math
 import os
 import shlex
-import shutil
 import signal
 import sys
 
 import torch
 from torch.utils.data import DataLoader
 
-from processes import (
+from depixelation.command_line import RESUME, read_command_line
+from depixelation.engine.learner import Learner
+from depixelation.engine.models import training_record, warn_of_leaks
+from depixelation.engine.outputs import RUN_FILES, check_outputs
+from depixelation.engine.processes import (
     Interrupts,
     PeerLost,
     Processes,
@@ -32,50 +35,40 @@ from processes import (
     shortage,
     start_worker,
 )
-from tasks import Action, load_task, task_names
-from tasks.challenge import zip_project
-from tasks.evaluation import compare, evaluate, summarize, training_record, warn_of_leaks, write_table
-from tasks.outputs import RUN_FILES, check_outputs
-from tasks.training import EpochBar, Part, Run, restore_run, save_run
+from depixelation.engine.run import EpochBar, Run, restore_run, save_run
+from depixelation.engine.tables import write_table
+from depixelation.figures.curves import plot_curves
+from depixelation.figures.sheets import plot_sheet
 from utils import (
     ROOT,
-    Parser,
     UserError,
     atomic_write,
     check_value,
     config_from_dict,
+    display_path,
     load_checkpoint,
     locked,
-    parse_command_line,
-    read_config_file,
+    override,
     save_checkpoint,
-    show,
 )
 
 
 def train(config, task, processes, state=None):
-    """Train the task's networks; state: of an interrupted run, from models/NAME.last.pt. Returns the exit status."""
-    check_start(config, task, processes, state)
+    """Train the task's network; state: of an interrupted run, from models/NAME.last.pt. Returns the exit status."""
     device = processes.join(choose_device(config.device))
     precision = processes.agree(choose_precision(config.precision, device))
     seed_everything(config.seed)
-    networks = {name: net.to(device, memory_format=torch.channels_last) for name, net in task.build_parts().items()}
-    network = networks[task.parts[0]]
+    network = task.build(device, precision, processes)
     if not any(True for _ in network.parameters()):
         raise UserError(f"network: {config.network} has no parameters to train; choose another")
     if config.init and not state:
-        checkpoint = load_checkpoint(config.init, "name a models/NAME.pt")
-        task.load_weights(network, checkpoint, config.init)
-        task.inherited += training_record(checkpoint)
+        start_from(config.init, task, network)
     with processes.first_alone():
         task.prepare()
     if not state and not processes.rank:
         warn_of_leaks(task)
-    parts = {}
-    for name, net in networks.items():
-        model = processes.wrap(torch.compile(net) if config.compile and not parts else net, device)
-        parts[name] = Part(net, config, precision, model)
-    run = restore_run(config, task, parts, state) if state else Run(inherited=task.inherited)
+    learner = Learner(network, config, precision, processes)
+    run = restore_run(config, task, learner, state) if state else Run(inherited=task.inherited)
     run.begin(config, math.ceil(len(task.training_set) / config.batch_size))
     if state and run.finished:
         limit = "--epochs or --max_minutes" if run.progress(run.step) >= 1 else "--patience"
@@ -83,53 +76,47 @@ def train(config, task, processes, state=None):
     batches = load_batches(config, task, network, run.step, processes, device)
     board = open_tensorboard(config, run.step) if config.tensorboard and not processes.rank else None
     if not state and not processes.rank:
-        save_run(config, task, run, parts, precision)  # finds out now whether that works
-    tell_start(config, task, network, device, precision, processes)
+        save_run(config, task, run, learner)  # finds out now whether that works
+    tell_start(config, task, learner)
     with Interrupts(loud=not processes.rank) as interrupts, EpochBar(len(task.training_set)) as bar:
         for batch in batches:
             batch = [tensor.to(device, non_blocking=True) for tensor in batch]
-            for name, part in parts.items():
-                losses, count = task.loss(name, parts, batch)
-                count = torch.as_tensor(count, dtype=torch.float64, device=device)
-                share = processes.count * count / processes.total(count)  # shares of a batch may differ in size
-                part.step(next(iter(losses.values())) * share, run.learning_rate())
-                run.add(losses, count, processes)
+            losses, count = task.train_step(learner, batch, run.learning_rate())
+            run.add(losses, count, processes, device)
             run.count_step(len(batch[0]), interrupts.received, processes, device)
             bar.update(run)
             if run.validation_due:
                 if not processes.rank:
-                    validate(config, task, run, parts, device, precision, board)
+                    validate(config, task, run, learner, board)
                 run.end_validation(processes)
+            elif run.preview_due and not processes.rank:
+                preview(config, task, run, learner)
             if run.save_due:
                 run.saved = run.seconds
                 if not processes.rank:
-                    save_run(config, task, run, parts, precision)
+                    save_run(config, task, run, learner)
             if run.finished or run.stopped_by:
                 break
-    del batches  # now, or its workers, which ignore signals, might be waited for at Python's end, without end
+    del batches  # stop the workers now: they ignore signals, so exit could hang
     if processes.rank:
         return 0
     return tell_end(config, task, run, processes)
 
 
-def check_start(config, task, processes, state):
-    """Refuse at once what cannot end well: no end, no compiler, the replacement of an interrupted run."""
+def check_start(config, task, config_file=None, state=None):
+    """Refuse at once what cannot end well: no end, or the replacement of an interrupted run or a file of the user's."""
     if config.epochs is None and config.max_minutes is None:
         raise UserError("epochs: null, as is max_minutes; give one of them an end")
     if task.keeps_last and config.patience:
         raise UserError("patience: a training for realism keeps its last weights, not the best; leave it out")
-    compilers = ("c++", "g++", "clang++", "cl")
-    if config.compile and choose_device(config.device).type == "cpu" and not any(map(shutil.which, compilers)):
-        raise UserError("compile: torch.compile needs a C++ compiler on a CPU, and there is none; leave --compile out")
-    if processes.rank:
-        return
-    inputs = [config.images, getattr(config, "teacher", None)] + ([] if state else [config.init, config.config_file])
+    inputs = [config.images] + ([] if state else [config.init, config_file])
     check_outputs([(config.file(folder, suffix), kind) for folder, suffix, kind in RUN_FILES], inputs)
     best, last = (config.file("models", suffix) for suffix in (".pt", ".last.pt"))
     if state:
         validated = isinstance(state["run"], dict) and state["run"].get("rows")
         if os.path.exists(best) and not validated:
-            print(f"{show(best)} may be another run's; it will be replaced at the first validation, so copy it")
+            name = display_path(best)
+            print(f"{name} may be another run's; it will be replaced at the first validation, so copy it")
         return
     if os.path.exists(last):
         run = load_checkpoint(last, "delete it, or choose another --name", part="config").get("run")
@@ -140,19 +127,14 @@ def check_start(config, task, processes, state):
             )
     for path, when in ((last, "as soon as this run begins"), (best, "at the first validation")):
         if os.path.exists(path):
-            print(f"{show(path)} will be replaced {when}; to keep it, use --name")
+            print(f"{display_path(path)} will be replaced {when}; to keep it, use --name")
 
 
-def tell_start(config, task, network, device, precision, processes):
-    """One line: what is trained, on what, where."""
-    shared = f"; batches of {config.batch_size}, shared by {processes.count} processes" if processes.count > 1 else ""
-    print(
-        f"{config.network}: {sum(p.numel() for p in network.parameters()):,} parameters; "
-        f"{task.count_images():,} images to train on, {len(task.validation_set):,} held out; "
-        f"{device.type}, {str(precision)[6:]}{shared}"
-    )
-    if config.precision == "bfloat16" and choose_precision("auto", device, kept="bfloat16") != precision:
-        print("warning: bfloat16 is far slower than float32 on this machine; use --precision float32", file=sys.stderr)
+def start_from(path, task, network):
+    """Give the network the weights of another model's file, --init."""
+    checkpoint = load_checkpoint(path, "name a models/NAME.pt")
+    task.load_weights(network, checkpoint, path)
+    task.inherited += training_record(checkpoint)
 
 
 def load_batches(config, task, network, step, processes, device):
@@ -170,12 +152,11 @@ def load_batches(config, task, network, step, processes, device):
     return iter(loader)
 
 
-def validate(config, task, run, parts, device, precision, board):
+def validate(config, task, run, learner, board):
     """Validate the averaged weights as they are kept; write the log, the pictures and the best model."""
-    part = parts[task.parts[0]]
-    weights = part.kept_weights()
+    weights = learner.kept_weights()
     run.check_weights(weights)
-    figures, sample = task.validate(part.kept, device, precision)
+    figures, sample = task.validate(learner.predictor())
     row = {
         "epoch": round(run.epoch, 3),
         "step": run.step,
@@ -189,22 +170,18 @@ def validate(config, task, run, parts, device, precision, board):
     better = run.best is None or task.keeps_last or (score > run.best if task.higher_is_better else score < run.best)
     run.best, run.stale = (score, 0) if better else (run.best, run.stale + 1)
     if better:
-        kept = {"config": config.without_paths(), "weights": weights, **row}
-        record = [*run.inherited, {"images": os.path.basename(config.images), "held_out": task.held_out}]
-        kept |= {"record": record, "precision": str(precision)[6:], "device": device.type}
-        save_checkpoint(kept, config.file("models", ".pt"))
-        with atomic_write(config.file("models", ".json")) as file:
-            file.write((json.dumps(config.without_paths(), indent=2) + "\n").encode())
+        save_model(config, task, run, learner, weights)
     try:
         if better:
-            task.plot_samples(sample, config.file("losses", "_samples.png"))
+            plot_sheet(task.sample_sheet(sample), config.file("losses", "_samples.png"))
         write_table(run.rows, config.file("losses", ".csv"))
-        task.plot_log(run.rows, config.file("losses", ".png"))
+        drawn = sorted([*run.previews, *run.rows], key=lambda row: row["step"])
+        plot_curves(task.log_panels(drawn), config.file("losses", ".png"))
     except OSError as error:  # open in another program, say; that stops no training
         print(f"warning: {error.filename or config.file('losses', '.csv')}: {error.strerror or error}", file=sys.stderr)
     reference, shown = task.reference(row), f"{score:.{task.decimals}f}{' (best)' * (better and not task.keeps_last)}"
     print(
-        f"epoch {run.epoch:g}: training loss {next(iter(run.means().values())):.4g}, validation {task.scores[0]} "
+        f"epoch {run.epoch:.3g}: training loss {next(iter(run.means().values())):.4g}, validation {task.scores[0]} "
         f"{shown}{', ' * bool(reference)}{reference}, {row['minutes']:.1f} min"
     )
     if board:
@@ -215,6 +192,45 @@ def validate(config, task, run, parts, device, precision, board):
         board.flush()
 
 
+def preview(config, task, run, learner):
+    """Validate on a few images, for the curve of a run that ends before it has been validated often."""
+    if not task.preview_images:
+        return
+    learner.kept_weights()
+    figures, _ = task.validate(learner.predictor(), task.preview_images)
+    row = {"epoch": round(run.epoch, 3), "step": run.step, "samples": run.samples, **run.means(), **figures}
+    run.previews.append(row)
+    score = f"{figures[task.scores[0]]:.{task.decimals}f}"
+    loss = next(iter(run.means().values()))
+    print(
+        f"{run.progress(run.step):.0%} of the time: training loss {loss:.4g}, {task.scores[0]} {score} on the first "
+        f"{task.preview_images} held-out images"
+    )
+
+
+def save_model(config, task, run, learner, weights):
+    """Write models/NAME.pt, with what was measured and what it was trained on, and its config, models/NAME.json."""
+    record = [*run.inherited, {"images": os.path.basename(config.images), "held_out": task.held_out}]
+    kept = {"config": config.without_paths(), "weights": weights, **run.rows[-1]}
+    kept |= {"record": record, "precision": str(learner.precision)[6:], "device": learner.device.type}
+    save_checkpoint(kept, config.file("models", ".pt"))
+    with atomic_write(config.file("models", ".json")) as file:
+        file.write((json.dumps(config.without_paths(), indent=2) + "\n").encode())
+
+
+def tell_start(config, task, learner):
+    """One line: what is trained, on what, where."""
+    count, device = learner.processes.count, learner.device
+    shared = f"; batches of {config.batch_size}, shared by {count} processes" if count > 1 else ""
+    print(
+        f"{config.network}: {sum(p.numel() for p in learner.parameters):,} parameters; "
+        f"{task.count_images():,} images to train on, {len(task.validation_set):,} held out; "
+        f"{device.type}, {str(learner.precision)[6:]}{shared}"
+    )
+    if config.precision == "bfloat16" and choose_precision("auto", device, kept="bfloat16") != learner.precision:
+        print("warning: bfloat16 is far slower than float32 on this machine; use --precision float32", file=sys.stderr)
+
+
 def tell_end(config, task, run, processes):
     """Say how the run ended and what to do next. Returns the exit status."""
     if run.stopped_by and not run.finished:
@@ -222,7 +238,8 @@ def tell_end(config, task, run, processes):
         options = f" --task {config.task}" if config.task != "depixelation" else ""
         options += f" --output_dir {shlex.quote(config.output_dir)}" if config.output_dir != ROOT else ""
         print(
-            f"Stopped at epoch {run.epoch:.2f}; the state is saved in {show(config.file('models', '.last.pt'))}. "
+            f"Stopped at epoch {run.epoch:.2f}; the state is saved in "
+            f"{display_path(config.file('models', '.last.pt'))}. "
             f"Go on with: {command} main.py --resume --name {shlex.quote(config.name)}{options}"
         )
         return 128 + run.stopped_by
@@ -232,12 +249,17 @@ def tell_end(config, task, run, processes):
         best = (max if task.higher_is_better else min)(run.rows, key=lambda row: row[score])
     reference, shown = task.reference(best), f"{best[score]:.{task.decimals}f}"
     which = "last" if task.keeps_last else "best"
-    print(
-        f"Done: {which} {score} {shown} at epoch {best['epoch']:g}{f' ({reference})' if reference else ''} "
-        f"on {len(task.validation_set):,} held-out images, after {run.seconds / 60:.1f} "
-        f"minutes of training.\nModel: {show(config.file('models', '.pt'))}; curve and samples: "
-        f"{show(config.file('losses', '.png'))}, {show(config.file('losses', '_samples.png'))}"
+    model, curve, samples = (
+        display_path(config.file(*place))
+        for place in (("models", ".pt"), ("losses", ".png"), ("losses", "_samples.png"))
     )
+    print(
+        f"Done: {which} {score} {shown} at epoch {best['epoch']:.3g}{f' ({reference})' if reference else ''} "
+        f"on {len(task.validation_set):,} held-out images, after {run.seconds / 60:.1f} "
+        f"minutes of training.\nModel: {model}; curve and samples: {curve}, {samples}"
+    )
+    if task.next_command:
+        print(f"Next: python main.py {task.next_command} --name {shlex.quote(config.name)}")
     return 0
 
 
@@ -250,9 +272,9 @@ def open_tensorboard(config, step):
     return SummaryWriter(config.file("losses", "_tensorboard"), purge_step=step + 1)
 
 
-def resume(task, given, processes):
-    """Go on with the run config.name as its own config says; options given on the command line override it."""
-    config = task.config
+def resume(request, processes):
+    """Go on with the run config.name as its own config says; options named on the command line override it."""
+    task, config = request.task, request.task.config
     path = config.file("models", ".last.pt")
     advice = f"there is no run {config.name!r} to resume; start one without --resume"
     state = load_checkpoint(path, advice, part="parts")
@@ -261,100 +283,27 @@ def resume(task, given, processes):
     made_for = state["config"].get("task")
     if made_for != config.task:
         raise UserError(f"{path}: is a run of --task {made_for}, not of {config.task}")
+    if state["config"].get("teacher"):
+        raise UserError(f"{path}: learns from a teacher, which this version cannot; start a new run with --init")
     saved = config_from_dict(type(config), state["config"], path)
     check_value(type(config), "precision", state["precision"], path)
-    for name in sorted(given):
-        limits = config.limits(name)
-        changes = getattr(config, name) != getattr(saved, name)
-        if changes and not limits.get("may_change") and not limits.get("command"):
+    for name, value in sorted(request.named.items()):
+        changed = getattr(override(saved, {name: value}), name) != getattr(saved, name)
+        if changed and not config.limits(name).get("may_change"):
             raise UserError(
                 f"command line: {name} cannot change when a run is resumed (it was {getattr(saved, name)!r}); "
                 f"leave it out, or start a new run with --init"
             )
-        setattr(saved, name, getattr(config, name))
-    saved.output_dir = config.output_dir
+    changes = {**request.named, "output_dir": config.output_dir}
     if not os.path.isdir(saved.cache_dir):  # the project was moved
-        saved.cache_dir = config.cache_dir
-    if "precision" not in given and "device" not in given:
-        saved.precision = state["precision"]  # what auto measured then
-    return train(saved, type(task)(saved), processes, state)
-
-
-# ------------------------------------------------------------------------------------------------ command line
-
-DESCRIPTION = """\
-{summary}
-
-Without an action it trains: it reads the configuration, then the options, prepares the images (once), trains, and after
-each epoch (--validate_every) writes, below output_dir,
-  models/NAME.last.pt       the full state of the run, for --resume
-  losses/NAME.csv, .png     the log, a line per validation, and its curve
-and, if the score is the best so far,
-  models/NAME.pt            the model (EMA weights and config)
-  models/NAME.json          its config, for --config
-  losses/NAME_samples.png   examples from the validation images
-
-tasks (python main.py --task NAME --help shows the commands and keys of each):
-{tasks}"""
-
-EPILOG = """\
-examples:
-  python main.py --max_minutes 5                                        a first model, without any data
-  python main.py --images training.zip --max_minutes 25 --name mine     train on the course's photos
-  python main.py --resume --name mine                                   go on after an interruption
-  python main.py --predict --name mine --test_set test_set.pkl          write the challenge file
-  python main.py --evaluate models/photos.pt models/mine.pt --images training.zip   compare models
-  python main.py --images training.zip --init models/photos_cpu.pt --name more   start from a model's weights
-
-exit status: 0 done; 1 some photos were not restored (a line each says why);
-2 a mistake in the options or files (one line says which); 130 or 143
-interrupted, the state is saved"""
-
-
-def read_command_line(arguments):
-    """(action, operands, task, given): as parse_command_line, with the Task, which holds the configuration."""
-    parser = Parser(add_help=False)
-    parser.add_argument("--task")
-    parser.add_argument("--config")
-    first = parser.parse_known_args(arguments)[0]
-    path, values = first.config, None
-    if path is None and first.task in (None, "depixelation"):
-        path = os.path.join(ROOT, "config.json")  # of depixelation alone
-    if path is not None:
-        values = read_config_file(path)
-    name = first.task or str((values or {}).get("task", "depixelation"))
-    task_type = load_task(name, path if path and not first.task else "command line")
-    if values is not None and values.get("task", "depixelation") != name:
-        raise UserError(f"{path}: is a configuration for --task {values.get('task', 'depixelation')}, not for {name}")
-    tasks = "\n".join(f"  {name:<18}{load_task(name).summary}" for name in task_names())
-    summary = f"--task {name}: {task_type.summary}."
-    description = DESCRIPTION.format(summary=summary, tasks=tasks)
-    actions = {"resume": RESUME, **task_type.actions, **ACTIONS}
-    action, operands, config, given = parse_command_line(
-        arguments, task_type.Config, actions, values, path, description, EPILOG if name == "depixelation" else None
-    )
-    return action and actions[action], operands, task_type(config), given
-
-
-RESUME = Action(
-    None,
-    None,
-    "go on with the run NAME from models/NAME.last.pt; its config is taken from there, options override it",
-    resume,
-)
-ACTIONS = {
-    "evaluate": Action(
-        "*",
-        "MODEL",
-        "print what one or more models reach on images with truth, paired with the first, and plot it",
-        evaluate,
-    ),
-    "compare": Action("+", "NAME", "draw the logs of several runs into one figure", compare),
-    "zip": Action("?", "FILE", "write the archive to hand in (default: depixelation.zip)", zip_project),
-    "summary": Action(
-        None, None, "print each network's layers or blocks, parameters and forward FLOPs per image", summarize
-    ),
-}
+        changes["cache_dir"] = config.cache_dir
+    if not {"precision", "device"} & request.named.keys():
+        changes["precision"] = state["precision"]  # what auto measured then
+    saved = override(saved, changes)
+    task = type(task)(saved)
+    if not processes.rank:
+        check_start(saved, task, state=state)
+    return train(saved, task, processes, state)
 
 
 def main(arguments=None):
@@ -368,21 +317,23 @@ def run_command(arguments):
     terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, leaving nothing behind
     try:
         keep_freed_memory()
-        action, operands, task, given = read_command_line(arguments)
+        request = read_command_line(sys.argv[1:] if arguments is None else arguments)
+        if request is None:
+            return 0
+        task, command = request.task, request.command
         config = task.config
-        if action and action is not RESUME:
+        if command and command is not RESUME:
             if processes.count > 1:
                 raise UserError("command line: only training runs in several processes; start this with python")
-            return action.run(task, given, operands)
+            return command.run(task, request.options, request.operands)
         training = True
-        ends = given & {"epochs", "max_minutes"}
-        if len(ends) == 1 and getattr(config, *ends) is not None:  # it replaces the file's or the saved run's other end
-            other = "epochs" if ends == {"max_minutes"} else "max_minutes"
-            setattr(config, other, None)
-            given.add(other)
         lock = locked(config.file("models", ".lock"), "wait until it ends, or start this one with another --name")
         with quiet() if processes.rank else lock:
-            return resume(task, given, processes) if action else train(config, task, processes)
+            if command:
+                return resume(request, processes)
+            if not processes.rank:
+                check_start(config, task, request.config_file)
+            return train(config, task, processes)
     except PeerLost:
         return 1
     except UserError as error:

@@ -1,6 +1,5 @@
-"""What every command shares: the user's mistakes, the configuration and command line, files."""
+"""What everything shares: the user's mistakes, keys and their checks, the training's configuration, files."""
 
-import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -13,7 +12,7 @@ import os
 import sys
 import time
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
@@ -29,20 +28,47 @@ class UserError(Exception):
     """A mistake that the user can mend. Its text, one line, names the file or key and says what to do."""
 
 
-# ------------------------------------------------------------------------------------------------ configuration
+# ------------------------------------------------------------------------------------------------ keys
 
 
 def key(default, help, **limits):
-    """A key of a Config, with what its values must be and how it is treated.
+    """A key of a Config, or of a command's options, with the values it may have.
 
-    limits: above, minimum, maximum, choices; path (True: relative to the config file's folder); words (which are no
-    path, but name a source of images); check (a function of a value that returns what the value must be instead, or
-    None); argparse, more for it; may_change (True: an option may change it when a run is resumed); command (True: it
-    belongs to single commands and is no part of a run, so no model keeps it).
+    limits: above, minimum, maximum, choices; path (True: relative to the config file's folder); words (which are not
+    paths but name a source of images); check (a function of a value that returns what the value must be instead, or
+    None); argparse, more for it; may_change (True: an option may change it when a run is resumed); group (of --help).
     """
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: json.loads(json.dumps(default)), metadata={"help": help, **limits})
     return field(default=default, metadata={"help": help, **limits})
+
+
+def inherited(name, default, of=None):
+    """The key of this name, of Config or of another class of keys, with another default."""
+    limits = dict((of or Config).limits(name))
+    return key(default, limits.pop("help"), **limits)
+
+
+class Keys:
+    """What a Config and the options of a command have in common: dataclasses whose fields are made by `key`."""
+
+    @classmethod
+    def limits(cls, name):
+        """What `key` was told about a key."""
+        return next(f.metadata for f in fields(cls) if f.name == name)
+
+    @classmethod
+    def path_keys(cls, values):
+        """The keys, of this dict of values, that hold a path. Words that name a source of images are not paths."""
+        limits = {f.name: f.metadata for f in fields(cls)}
+        return [
+            name
+            for name, value in values.items()
+            if value is not None and "path" in limits[name] and value not in limits[name].get("words", ())
+        ]
+
+
+# ------------------------------------------------------------------------------------------------ the configuration
 
 
 def _run_name(value):
@@ -65,11 +91,12 @@ def _numbers(value):
         yield value
 
 
-@dataclass
-class Config:
-    """The keys that every task has: type, default, limits and meaning. Each is also an option of the command line.
+@dataclass(frozen=True)
+class Config(Keys):
+    """The keys of a training run that every task has: type, default, limits and meaning.
 
-    A task adds its own keys, and its own defaults, in a subclass. A Config is made by `config_from_dict`.
+    Each is also an option of the command line. A task adds its own keys and defaults in a subclass. `config_from_dict`
+    makes a Config.
     """
 
     task: str = key("depixelation", "the exercise")
@@ -139,7 +166,6 @@ class Config:
         choices=("auto", "float32", "bfloat16"),
         may_change=True,
     )
-    compile: bool = key(False, "train with torch.compile, which needs a C++ compiler on a CPU", may_change=True)
     tensorboard: bool = key(
         False, "log to losses/NAME_tensorboard too, for those who have installed tensorboard", may_change=True
     )
@@ -151,67 +177,52 @@ class Config:
         may_change=True,
     )
     init: str | None = key(None, "a models/NAME.pt to start from", path=True)
-    model: str | None = key(
-        None,
-        "the model file to predict with; none: models/NAME.pt, or, without it and --name, the shipped one",
-        path=True,
-        command=True,
-    )
     cache_dir: str = key(".cache", "where decoded photos are kept", path=True, may_change=True)
     output_dir: str = key(".", "where the folders models and losses are", path=True, may_change=True)
-
-    config_file = None  # no key: where it was read from
 
     def file(self, folder, suffix, name=None):
         """The path of one of the files of this run, or of the run of that name: folder/NAMEsuffix below output_dir."""
         return os.path.join(self.output_dir, folder, (name or self.name) + suffix)
 
-    def of_run(self):
-        """The keys that make the run, as a dict."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata.get("command")}
-
     def without_paths(self):
-        """The keys that make the run, without paths (of images the name is kept): what a model tells of itself."""
-        values = {name: value for name, value in self.of_run().items() if not self.is_path(name)}
+        """All keys but those that hold a path (of images the name is kept): what a model tells of itself."""
+        values = dataclasses.asdict(self)
+        paths = self.path_keys(values)
+        values = {name: value for name, value in values.items() if name not in paths}
         return {"images": os.path.basename(self.images), **values}
 
-    @classmethod
-    def limits(cls, name):
-        """What `key` was told about a key."""
-        return next(f.metadata for f in dataclasses.fields(cls) if f.name == name)
-
-    def is_path(self, name):
-        """Whether the key holds a path now. Words that name a source of images are none."""
-        value = getattr(self, name)
-        return "path" in self.limits(name) and value is not None and value not in self.limits(name).get("words", ())
+    def completed(self):
+        """The config with what follows from its other keys."""
+        return self
 
 
-def inherited(name, default, of=None):
-    """The key of this name, of Config or of a task's, with another default."""
-    limits = dict((of or Config).limits(name))
-    return key(default, limits.pop("help"), **limits)
-
+# Keys of earlier versions' configs. Most are options of single commands now; the first three are gone.
+RETIRED = "compile teacher teacher_share model views realism refiner samples test_set submission area sensitivity "
+RETIRED = frozenset((RETIRED + "output overwrite preview json block_size grid average quality sheet").split())
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 _WORDS |= {list: "a list", dict: "an object"}
 
 
 @functools.cache
-def _types(config_type):
-    """{key: (its type, and NoneType where it may be null)}"""
-    hints = typing.get_type_hints(config_type)
-    return {name: typing.get_args(hint) or (hint,) for name, hint in hints.items()}
+def key_types(keys):
+    """{key: (its type, and NoneType where it may be null)} of a Keys class."""
+    hints = typing.get_type_hints(keys)
+    return {f.name: typing.get_args(hints[f.name]) or (hints[f.name],) for f in fields(keys)}
 
 
-def check_value(config_type, name, value, where):
-    """The value as the key's type. Raises UserError that begins with `where` and says what the key allows."""
-    kind, *others = _types(config_type)[name]
-    limits = config_type.limits(name)
+def check_value(keys, name, value, where):
+    """The value as the type of a key of a Keys class.
+
+    Raises UserError that begins with `where` and says what the key allows.
+    """
+    kind, *others = key_types(keys)[name]
+    limits = keys.limits(name)
 
     def refuse(allowed):
-        shown = json.dumps(value, default=str)
+        text = json.dumps(value, default=str)
         raise UserError(
-            f"{where}: {name} is {shown if len(shown) < 100 else shown[:90] + '...'}, but must be {allowed}"
+            f"{where}: {name} is {text if len(text) < 100 else text[:90] + '...'}, but must be {allowed}"
         )
 
     if value is None and others:
@@ -240,25 +251,43 @@ def check_value(config_type, name, value, where):
     return value
 
 
-def _unknown_key(config_type, name, where, dashes=""):
-    near = difflib.get_close_matches(name, _types(config_type), 1)
+def unknown_key(name, known, where, dashes=""):
+    """The UserError for a key, or an option with its dashes, that does not exist. known: the names that do."""
+    near = difflib.get_close_matches(name, known, 1)
     hint = f"; did you mean {dashes}{near[0]}?" if near else ""
     return UserError(f"{where}: there is no {'option' if dashes else 'key'} {dashes}{name}{hint}")
 
 
 def config_from_dict(config_type, values, where, folder=ROOT):
-    """A Config from plain values, checked. Relative paths start from folder, those of defaults from the program's."""
+    """A Config from plain values, checked. Relative paths start from folder, those of defaults from the program's.
+
+    Keys of earlier versions are ignored.
+    """
     checked = {}
     for name, value in values.items():
-        if name not in _types(config_type):
-            raise _unknown_key(config_type, name, where)
-        checked[name] = check_value(config_type, name, value, where)
-    config = config_type(**checked)
-    for name in _types(config_type):
-        if config.is_path(name):
-            start = folder if name in checked else ROOT
-            setattr(config, name, os.path.normpath(os.path.join(start, getattr(config, name))))
-    return config
+        if name in key_types(config_type):
+            checked[name] = check_value(config_type, name, value, where)
+        elif name not in RETIRED:
+            raise unknown_key(name, key_types(config_type), where)
+    return with_absolute_paths(config_type(**checked), checked, folder).completed()
+
+
+def with_absolute_paths(keys, named, folder):
+    """Keys whose relative paths start from folder, or where a key is not among those named, from the program's."""
+    values = {f.name: getattr(keys, f.name) for f in fields(keys)}
+    paths = {
+        name: os.path.normpath(os.path.join(folder if name in named else ROOT, values[name]))
+        for name in keys.path_keys(values)
+    }
+    return replace(keys, **paths)
+
+
+def override(config, named):
+    """The config with the options that were named. One end of a run, named alone, lifts the other."""
+    ends = named.keys() & {"epochs", "max_minutes"}
+    if len(ends) == 1 and named[next(iter(ends))] is not None:
+        named = {**named, "max_minutes" if ends == {"epochs"} else "epochs": None}
+    return replace(config, **named).completed()
 
 
 def read_config_file(path):
@@ -275,94 +304,17 @@ def read_config_file(path):
     return values
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises UserError where argparse would print its usage and exit."""
-
-    def __init__(self, **options):
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog="main.py", allow_abbrev=False, formatter_class=formatter, **options)
-
-    def error(self, message):
-        raise UserError(f"command line: {message}; see --help")
-
-
-def parse_command_line(arguments, config_type, actions, values, where, description, epilog):
-    """(action, operands, config, given): the name of the action asked for (None: train), a list of what follows it, the
-    Config, the set of keys named as options.
-
-    actions: {name: tasks.Action}. values: of the config file `where`, None where there is none; options override them.
-    """
-    parser = Parser(description=description, epilog=epilog)
-    group = parser.add_argument_group("what to do (without any of these: train)").add_mutually_exclusive_group()
-    for name, action in actions.items():
-        kind = {"nargs": action.operands, "metavar": action.metavar}
-        if action.operands is None:
-            kind = {"action": "store_true", "default": None}
-        elif action.operands == "?":
-            kind["const"] = []
-        group.add_argument(f"--{name}", help=action.help, **kind)
-    parser.add_argument(
-        "--config", metavar="FILE", help="the configuration to start from (depixelation: config.json beside main.py)"
-    )
-    group = parser.add_argument_group(
-        "keys of the configuration", "each is also a key of the config file; an option overrides the file"
-    )
-    for name in _types(config_type):
-        limits = config_type.limits(name)
-        choices = f" ({', '.join(limits['choices'])})" if "choices" in limits else ""
-        default = json.dumps(getattr(config_type(), name))
-        text = f"{limits['help']}{choices}; default {default}".replace("%", "%%")
-        group.add_argument(f"--{name}", metavar="VALUE", help=text, **limits.get("argparse", {}))
-    known, unknown = parser.parse_known_args(arguments)
-    for word in unknown:
-        if word.startswith("--"):
-            raise _unknown_key(config_type, word[2:].partition("=")[0], "command line", "--")
-        raise UserError(f"command line: {word!r} is not expected here; options begin with --, see --help")
-    folder = os.path.dirname(os.path.abspath(where)) if where else ROOT
-    config = config_from_dict(config_type, values or {}, where, folder)
-    config.config_file = where
-    here = (values or {}).get("images", "")
-    if config.is_path("images") and os.path.exists(here) and not os.path.exists(config.images):
-        config.images = os.path.abspath(here)  # the config of a model keeps but their name
-    given = {name: getattr(known, name) for name in _types(config_type) if getattr(known, name) is not None}
-    for name, text in given.items():
-        setattr(config, name, check_value(config_type, name, _parse_option(config_type, name, text), "command line"))
-        if config.is_path(name):
-            setattr(config, name, os.path.abspath(getattr(config, name)))
-    for action in actions:
-        operands = getattr(known, action)
-        if operands is not None:
-            operands = [operands] if isinstance(operands, str) else [] if operands is True else operands
-            return action, operands, config, set(given)
-    return None, [], config, set(given)
-
-
-def _parse_option(config_type, name, text):
-    """The text of an option as a JSON value: text keys take it as it is, none or null mean None."""
-    kind, *others = _types(config_type)[name]
-    if isinstance(text, list):
-        return [int(word) if str(word).lstrip("-").isdecimal() and len(word) < 20 else word for word in sum(text, [])]
-    if others and text.lower() in ("none", "null"):
-        return None
-    if kind is str:
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:  # also a number of too many digits
-        return text
-
-
 # ------------------------------------------------------------------------------------------------ files
 
 
-def show(path):
+def display_path(path):
     """A path as the user would type it."""
     try:
         relative = os.path.relpath(path)
     except ValueError:  # on another drive
         return path
-    shown = path if relative.startswith("..") else relative
-    return shown.encode(errors="backslashreplace").decode()  # names need not be valid Unicode
+    typed = path if relative.startswith("..") else relative
+    return typed.encode(errors="backslashreplace").decode()  # names need not be valid Unicode
 
 
 def digest(value):
@@ -413,7 +365,7 @@ def locked(path, advice, wait=False):
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     if os.path.isfile(path) and os.path.getsize(path):
         raise UserError(f"{path}: is in the way of a lock, and not made by this program; move it elsewhere")
-    told = False
+    announced = False
     while True:
         file = open(path, "a+")  # noqa: SIM115
         try:
@@ -425,9 +377,9 @@ def locked(path, advice, wait=False):
             file.close()
             if not wait:
                 raise UserError(f"{path}: held by another run; {advice}") from None
-            if not told:
+            if not announced:
                 print(advice, flush=True)
-            told = True
+            announced = True
             time.sleep(0.3)
             continue
         with contextlib.suppress(OSError):

@@ -1,4 +1,5 @@
 import collections
+import csv
 import multiprocessing
 import os
 import pickle
@@ -8,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -16,8 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks are tiny here; before 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import main as entry  # noqa: E402
-from datasets import prepare_image  # noqa: E402
-from synthetic import synthetic_image  # noqa: E402
+from datasets import block_means, draw_rectangle, prepare_image  # noqa: E402
+from depixelation.images.synthetic import synthetic_colour_image, synthetic_image  # noqa: E402
+from depixelation.mosaics import rectangle_tasks  # noqa: E402
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
 
@@ -62,8 +65,14 @@ def photos(tmp_path_factory):
     return folder
 
 
+CPU = ["--device", "cpu", "--precision", "float32"]
+# Options of tiny runs. A test file that needs others than the first has a TINY of its own.
 TINY = ["--network", "BasicCNN", "--network_options", '{"channels": 8, "layers": 2}', "--synthetic_images", "40"]
-TINY += ["--device", "cpu", "--precision", "float32", "--batch_size", "16"]
+TINY += ["--batch_size", "16", *CPU]
+TINY_UNET = ["--network_options", '{"channels": [16, 32], "blocks": [1, 1]}', "--synthetic_images", "64"]
+TINY_UNET += ["--batch_size", "16", *CPU]
+TINY_DIGITS = ["--task", "classification", "--network", "SimpleCNN", "--synthetic_images", "400", "--batch_size", "32"]
+TINY_DIGITS += CPU
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +80,15 @@ def shared(tmp_path_factory):
     """A folder with a trained run, default, and the cache of its images."""
     folder = tmp_path_factory.mktemp("shared")
     assert entry.main([*TINY, "--output_dir", str(folder), "--cache_dir", str(folder / "cache"), "--epochs", "1"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_digits(tmp_path_factory):
+    """The folder of a run that learned drawn digits well: models/classification.pt."""
+    folder = tmp_path_factory.mktemp("digits")
+    options = ["--synthetic_images", "1500", "--epochs", "4", "--output_dir", str(folder)]
+    assert entry.main([*TINY_DIGITS, *options, "--name", "classification"]) == 0
     return folder
 
 
@@ -134,6 +152,20 @@ def predict(run, model, tmp_path):
 
 
 @pytest.fixture
+def test_set(tmp_path):
+    """A test pickle of 20 images, one of them of another size; its path and its arrays."""
+    rng, images, known = np.random.default_rng(0), [], []
+    for i in range(20):
+        image = synthetic_image(1, i, 80 if i == 10 else 64)[None]
+        pixelated, mask, _ = prepare_image(image, *rng.integers(0, 30, 2), *rng.integers(4, 33, 2), rng.integers(4, 17))
+        images.append(pixelated)
+        known.append(mask)
+    path = tmp_path / "test_set.pkl"
+    path.write_bytes(pickle.dumps({"pixelated_images": tuple(images), "known_arrays": tuple(known)}, 4))
+    return str(path), images, known
+
+
+@pytest.fixture
 def refused(capsys):
     """Checks that a status is 2 and the error one line that holds all these words."""
 
@@ -150,5 +182,69 @@ def some_photos(folder, count, first=0):
         save_photo(folder / f"{i:03}.jpg", i, (80, 70))
 
 
+def draw_batch(count, *ranges):
+    """(pixelated images, known arrays, images) of drawn images. ranges: of the rectangles' widths, heights, blocks."""
+    rng, drawn = np.random.default_rng(0), [synthetic_image(5, i, 64)[None] for i in range(count)]
+    pixelated, known, _ = zip(*(prepare_image(image, *draw_rectangle(rng, 64, 64, *ranges)) for image in drawn))
+    return tuple(torch.from_numpy(np.stack(arrays)) for arrays in (pixelated, known, drawn))
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def log(tmp_path, name="default"):
+    with open(tmp_path / "losses" / f"{name}.csv", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def load_weights(path):
+    """Of a model or of the state of a run."""
+    saved = torch.load(path, weights_only=True)
+    return saved["parts"]["network"]["weights"] if "parts" in saved else saved["weights"]
+
+
+def interrupt_at(monkeypatch, step, number=signal.SIGINT, owner=rectangle_tasks, name="training_loss"):
+    """Send the signal to this process while the loss of that step is computed, by the owner's function of this name."""
+    calls, loss = [], getattr(owner, name)
+
+    def patched(*arguments):
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), number)
+        return loss(*arguments)
+
+    monkeypatch.setattr(owner, name, patched)
+
+
+class Photos:
+    """Stands for a cache of three photos in colour."""
+
+    names = ["a", "b", "c"]
+
+    def __getitem__(self, index):
+        return synthetic_colour_image(11, index, 200)
+
+
+def drawn_photo(width, height, seed=0):
+    """(height, width, 3) uint8: three drawn images, their differences halved, as the channels of photos are alike."""
+    channels = np.stack([synthetic_image(9, seed + i, max(width, height))[:height, :width] for i in range(3)], axis=2)
+    return (channels // 2 + channels[:, :, :1] // 2).astype(np.uint8)
+
+
+def pixelated(pixels, x, y, width, height, size):
+    """A copy of a photo with a rectangle of block means."""
+    result = pixels.copy()
+    area = slice(y, y + height), slice(x, x + width)
+    result[area] = np.floor(block_means(result[area], size))
+    return result
+
+
+RECTANGLES = [  # a photo's width and height; a rectangle in it and the side of its blocks
+    (200, 150, (60, 40, 80, 60, 9)),
+    (150, 200, (0, 0, 31, 46, 15)),
+    (180, 180, (100, 90, 80, 90, 25)),
+    (90, 80, (30, 20, 25, 22, 3)),
+    (120, 100, (20, 30, 49, 41, 8)),  # the last column and row are one pixel wide
+    (300, 260, (50, 60, 200, 150, 40)),
+]

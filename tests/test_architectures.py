@@ -4,21 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from architectures import (
-    BasicCNN,
-    BlockGrid,
-    DeePixV1,
-    OddUNet,
-    ResidualUNet,
-    UNet,
-    find_block_sizes,
-    interpolate,
-)
+from architectures import BasicCNN, DeePixV1, OddUNet, ResidualUNet, UNet
 from datasets import draw_rectangle, prepare_image
-from symmetry import transform
-from synthetic import synthetic_image
-from tasks.depixelation import NETWORKS, training_loss
-from tasks.restoration import restore, rmse_per_image, to_inputs
+from depixelation.block_grid import BlockGrid, find_block_sizes, interpolate
+from depixelation.engine.predictor import Predictor
+from depixelation.engine.restoration import restore, rmse_per_image, to_inputs
+from depixelation.images.synthetic import synthetic_image
+from depixelation.mosaics.rectangle_tasks import NETWORKS, training_loss
+from depixelation.symmetry import transform
 
 SIZES = range(4, 17)
 
@@ -117,7 +110,7 @@ def test_our_network_keeps_known_pixels_and_block_means():
         assert (grid.means(outputs) - grid.expected_means(inputs[:, :1])).abs().max() * 255 < (
             1e-2 if training else 0.1
         )
-    predictions = restore(network, pixelated, known, torch.float32)
+    predictions = restore(Predictor(network, torch.device("cpu")), pixelated, known)
     assert predictions.dtype == torch.uint8 and torch.equal(predictions[known], pixelated[known])
     # The floor, 0.5 at most, and the rounding of the pixels, whose mean is below 0.5.
     assert (grid.means(predictions.float()) - grid.means(pixelated.float())).abs().max() <= 1
@@ -198,9 +191,9 @@ def test_views_are_the_eight_symmetries_and_their_mean_keeps_block_means():
     inputs = to_inputs(pixelated, known)
     grid = BlockGrid(pixelated, ~known, SIZES)
     one = network(inputs).detach()
-    assert sorted(network.SYMMETRIES) == list(range(8)) and network.SYMMETRIES[0] == 0
-    each = torch.stack([network(inputs, symmetries=[symmetry]) for symmetry in range(8)]).detach()
-    outputs = network(inputs, symmetries=network.SYMMETRIES).detach()
+    assert sorted(network.VIEWS) == list(range(8)) and network.VIEWS[0] == 0
+    each = torch.stack([network(inputs, views=[symmetry]) for symmetry in range(8)]).detach()
+    outputs = network(inputs, views=network.VIEWS).detach()
     assert torch.equal(each[0], one) and (outputs - each.mean(dim=0)).abs().max() < 0.01  # but for the clamping
     assert (outputs - one).abs().max() > 1e-3
     assert (grid.means(outputs) - grid.expected_means(inputs[:, :1])).abs().max() * 255 < 0.1

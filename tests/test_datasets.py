@@ -1,22 +1,13 @@
-"""The course's functions against its facts; reading photos; the cache; the split; batches."""
+"""The course's functions and dataset against its facts; batches."""
 
-import io
 import itertools
-import os
-import platform
-import shutil
-import subprocess
-import sys
 import time
-import zipfile
 
 import numpy as np
 import pytest
 import torch
 from conftest import save_photo
-from PIL import Image
 from torch.utils.data import DataLoader
-from torchvision import transforms
 
 from datasets import (
     CachedPixelationDataset,
@@ -28,11 +19,8 @@ from datasets import (
     stack_with_padding,
     to_grayscale,
 )
-from synthetic import synthetic_image
-from tasks import images as sources
-from tasks.depixelation import Depixelation
-from tasks.images import _decode_chunk, _open_zip, decode_photo, list_photos, open_cache, split_by_folder
-from utils import UserError, digest
+from depixelation.images.cache import open_cache
+from depixelation.tasks.depixelation import Depixelation
 
 RANGES = (4, 32), (4, 32), (4, 16)
 
@@ -147,218 +135,7 @@ def test_course_dataset_and_collate(tmp_path):
                 RandomImagePixelationDataset(str(tmp_path), *[wrong if i == place else (4, 8) for i in range(3)])
 
 
-# ------------------------------------------------------------------------------------------------ reading photos
-
-
-def encode(image, format="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-def test_thumbnail_is_the_courses_transform():
-    course = transforms.Compose(
-        [transforms.Resize(64, transforms.InterpolationMode.BILINEAR), transforms.CenterCrop(64)]
-    )
-    rng = np.random.default_rng(0)
-    for size in ((64, 64), (128, 171), (200, 130), (333, 97), (65, 64), (98, 196)):
-        image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
-        photo, thumbnail = decode_photo(encode(image))
-        assert np.array_equal(thumbnail, to_grayscale(np.array(course(image)))[0])
-        assert min(photo.shape) == min(128, *size) and max(photo.shape) <= 256
-
-
-def test_unusual_modes():
-    rgb = Image.fromarray(np.stack([synthetic_image(0, i, 100) for i in range(3)], axis=2))
-    expected = decode_photo(encode(rgb))[1].astype(int)
-    opaque, transparent = rgb.copy(), rgb.convert("RGBA")
-    opaque.putalpha(255)
-    transparent.putalpha(0)
-    assert np.array_equal(decode_photo(encode(opaque))[1], expected)
-    assert (decode_photo(encode(transparent))[1] == 255).all()  # on white
-    assert np.abs(decode_photo(encode(rgb.quantize(256)))[1] - expected).mean() < 4
-    assert np.abs(decode_photo(encode(rgb.convert("CMYK"), "JPEG", quality=95))[1] - expected).mean() < 4
-    gray = rgb.convert("L")
-    expected = decode_photo(encode(gray))[1].astype(int)
-    deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
-    assert np.abs(decode_photo(encode(deep))[1] - expected).max() <= 1
-    assert decode_photo(encode(gray.convert("1")))[1].dtype == np.uint8
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
-    turned = decode_photo(encode(gray, exif=exif))[1]
-    assert np.abs(turned - np.rot90(expected, -1)).max() <= 1
-
-
-def test_photos_that_cannot_be_used(tmp_path, capsys):
-    save_photo(tmp_path / "x" / "good.JPG", 0)
-    save_photo(tmp_path / "x" / "good.PnG", 1)
-    save_photo(tmp_path / "small.jpg", 2, (63, 100))
-    whole = (tmp_path / "x" / "good.JPG").read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "empty.jpeg").write_bytes(b"")
-    (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "notes.txt").write_text("not even called one")
-    Image.new("RGB", (100, 100)).save(tmp_path / "gif.jpg", "GIF")
-    cache = open_cache(str(tmp_path), str(tmp_path / "cache"), 0, 0)
-    assert cache.names == ["x/good.JPG", "x/good.PnG"]
-    line = capsys.readouterr().out
-    assert line.count("\n") == 1 and "Left out 5 of 7" in line and "4 unreadable (cut.jpg" in line
-    assert "1 smaller than 64 pixels (small.jpg)" in line
-
-
-def test_sources_without_photos(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "a.jpg").write_bytes(b"x")
-    (tmp_path / "no.zip").write_bytes(b"x")
-    for images, message in (
-        ("empty", "no photos in"),
-        ("missing", "there is no folder or file"),
-        ("no.zip", "as a zip file"),
-        ("bad", "none of the 1 photos"),
-    ):
-        with pytest.raises(UserError, match=message) as error:
-            open_cache(str(tmp_path / images), str(tmp_path / "cache"), 0, 0)
-        assert images in str(error.value)
-    assert not [name for name in os.listdir(tmp_path / "cache") if "building" in name]
-
-
-def test_damaged_zips(photos, tmp_path):
-    """A flipped bit in the directory of a zip: one clear line, or photos that are left out and named."""
-    with zipfile.ZipFile(tmp_path / "good.zip", "w") as file:
-        for path in sorted(photos.rglob("*.jpg"))[:3]:
-            file.write(path, path.name)
-    good = (tmp_path / "good.zip").read_bytes()
-    directory, rng, refused = good.index(b"PK\x01\x02"), np.random.default_rng(0), 0
-    for _ in range(300):
-        damaged = bytearray(good)
-        damaged[rng.integers(directory, len(good))] ^= 1 << rng.integers(8)
-        (tmp_path / "damaged.zip").write_bytes(damaged)
-        try:
-            photos_of_it = list_photos(str(tmp_path / "damaged.zip"))
-        except UserError as error:
-            refused += 1
-            assert "damaged.zip" in str(error)
-            continue
-        _open_zip.cache_clear()
-        results = _decode_chunk(str(tmp_path / "damaged.zip"), [name for name, _ in photos_of_it])
-        assert all(isinstance(result, (str, tuple)) for result in results) and len(results) == len(photos_of_it)
-    assert refused > 30
-
-
-# ------------------------------------------------------------------------------------------------ the cache
-
-
-def test_zip_equals_folder(photos, tmp_path):
-    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
-        for path in sorted(photos.rglob("*.jpg")):
-            file.write(path, f"training/{path.relative_to(photos)}")
-        file.writestr("__MACOSX/training/000/._0000000.jpg", b"a resource fork")
-    a = open_cache(str(photos), str(tmp_path), 0, 0)
-    b = open_cache(str(tmp_path / "photos.zip"), str(tmp_path), 0, 0)
-    assert ["training/" + name for name in a.names] == b.names and len(a) == 60 and not b.left_out
-    assert np.array_equal(a.thumbnails, b.thumbnails) and all(np.array_equal(a[i], b[i]) for i in range(60))
-
-
-def test_cache_notices_every_change(tmp_path, monkeypatch):
-    folder, cache_dir = tmp_path / "photos", tmp_path / "cache"
-    for i in range(4):
-        save_photo(folder / f"{i}.jpg", i)
-    built = []
-    build = sources._build_cache
-    monkeypatch.setattr(
-        sources, "_build_cache", lambda *arguments, **named: (built.append(1), build(*arguments, **named))
-    )
-
-    def changed():
-        built.clear()
-        names = open_cache(str(folder), str(cache_dir), 0, 0).names
-        assert names == sorted(path.name for path in folder.iterdir())
-        assert len(os.listdir(cache_dir)) == 1  # the stale one is gone
-        return bool(built)
-
-    assert changed() and not changed()
-    save_photo(folder / "4.jpg", 4)
-    assert changed() and not changed()
-    (folder / "0.jpg").unlink()
-    assert changed() and not changed()
-    save_photo(folder / "1.jpg", 9)
-    assert changed() and not changed()
-    monkeypatch.setattr(sources, "CACHE_SIDE", 96)
-    assert changed() and not changed()
-
-
-@pytest.mark.parametrize("name", ["pixels.bin", "thumbnails.bin", "index.json"])
-def test_a_damaged_cache_is_made_again(tmp_path, capsys, name):
-    path = open_cache("synthetic", str(tmp_path), 3, 40).path
-    good = {file: (tmp_path / path / file).read_bytes() for file in os.listdir(path)}
-    for damaged in (good[name][: len(good[name]) // 2], b"", None):
-        (tmp_path / path / name).unlink()
-        if damaged is not None:
-            (tmp_path / path / name).write_bytes(damaged)
-        capsys.readouterr()
-        assert np.array_equal(open_cache("synthetic", str(tmp_path), 3, 40)[39], synthetic_image(3, 39))
-        line = capsys.readouterr().out
-        assert line.count("\n") == 1 and path in line and "is made again" in line
-        assert {file: (tmp_path / path / file).read_bytes() for file in os.listdir(path)} == good
-    open_cache("synthetic", str(tmp_path), 3, 40)
-    assert not capsys.readouterr().out and len(os.listdir(tmp_path)) == 1
-
-
-def test_only_abandoned_caches_are_removed(photos, tmp_path):
-    place = os.path.basename(open_cache(str(photos), str(tmp_path), 0, 0).path)
-    shutil.rmtree(tmp_path / place)
-    here = digest(platform.node())
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    old = [f"{place}.building.{here}.{dead.pid}", f"{place}.building.0.{os.getppid()}", f"{place}.building.9"]
-    alive = [f"{place}.building.{here}.{os.getppid()}", f"{place}.building.0.{dead.pid}", f"other.building.{here}.1"]
-    for name in old + alive:
-        (tmp_path / name).mkdir()
-    for name in old[1:]:
-        os.utime(tmp_path / name, (0, 0))
-    open_cache(str(photos), str(tmp_path), 0, 0)
-    assert set(os.listdir(tmp_path)) == {place, *alive}
-
-
-def test_synthetic_images_are_functions_of_seed_and_index(tmp_path):
-    cache = open_cache("synthetic", str(tmp_path), 3, 70)
-    for i in (69, 0, 33):  # in another order and process than the cache drew them
-        assert np.array_equal(cache[i], synthetic_image(3, i))
-    assert not np.array_equal(synthetic_image(3, 0), synthetic_image(4, 0))
-    assert cache.thumbnails.shape == (70, 64, 64) and np.std(cache.thumbnails, axis=(1, 2)).min() > 1
-
-
-# ------------------------------------------------------------------------------------------------ split and batches
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        [f"training/{i // 100:03}/{i:07}.jpg" for i in range(3000)],
-        [f"{i // 7}/{i}.jpg" for i in range(100)],
-        [f"{'abc'[i % 3]}/{i // 3:03}.jpg" for i in range(90)],
-        [f"{i:03}.jpg" for i in range(200)],
-        ["a.jpg", "b.jpg"],
-    ],
-)
-def test_split_is_complete_and_does_not_leak(names):
-    names = sorted(names)
-    train, validation = split_by_folder(names, 0.1)
-    assert sorted([*train, *validation]) == list(range(len(names))) and len(train) and len(validation)
-    folders = {name.rpartition("/")[0] for name in names}
-    if len(folders) > 3:
-        assert not {names[i].rpartition("/")[0] for i in train} & {names[i].rpartition("/")[0] for i in validation}
-    elif len(names) > 2:  # in runs: few training photos have a neighbour that is held out
-        assert np.count_nonzero(np.diff(np.isin(np.arange(len(names)), validation))) <= 2 * 12
-    assert len(validation) <= 0.2 * len(names) + 1
-
-
-def test_each_17th_folder_of_the_course_is_held_out():
-    """What all published scores are measured on."""
-    names = [f"training/{i // 100:03}/{i:07}.jpg" for i in range(28000)]
-    held_out = {int(names[i].split("/")[1]) for i in split_by_folder(names, 0.06)[1]}
-    assert held_out == set(range(0, 280, 17))
+# ------------------------------------------------------------------------------------------------ batches
 
 
 def test_batches_are_the_same_for_any_number_of_workers_and_any_start(photos, tmp_path):
@@ -417,7 +194,7 @@ def test_samples_are_made_80_times_as_fast_as_they_are_trained_on(photos, tmp_pa
     """One process feeds the default network without workers: data takes under 1/80 of a core's training step."""
     cache = open_cache(str(photos), str(tmp_path), 0, 0)
     dataset = CachedPixelationDataset(cache, np.arange(60), 0, (0.7, 1.0))
-    order, network = dataset.batches(60, 0), Depixelation(Depixelation.Config()).build_parts()["network"]
+    order, network = dataset.batches(60, 0), Depixelation(Depixelation.Config()).build_network("OddUNet", {})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 

@@ -1,9 +1,7 @@
 """The entry point from end to end: train, interrupt, resume, predict, on a network of a few thousand weights."""
 
-import csv
 import json
 import os
-import pickle
 import re
 import resource
 import shutil
@@ -16,69 +14,18 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import start_main
+from conftest import TINY_UNET as TINY
+from conftest import interrupt_at, load_weights, log, start_main
 from PIL import Image
 
 import main as entry
-from datasets import prepare_image
+from depixelation.engine import run as runs
+from depixelation.images.cache import open_cache
+from depixelation.mosaics import rectangle_tasks
 from submission_serialization import deserialize
-from synthetic import synthetic_image
-from tasks import depixelation, training
-from tasks.depixelation import DepixelationConfig as Config
-from tasks.images import open_cache
 from utils import ROOT, locked
 
-TINY = [
-    "--network_options",
-    '{"channels": [16, 32], "blocks": [1, 1]}',
-    "--synthetic_images",
-    "64",
-    "--batch_size",
-    "16",
-    "--device",
-    "cpu",
-    "--precision",
-    "float32",
-]
 SHIPPED = ("--network_options", '{"channels": [96, 160, 224, 288], "margin": 16}')  # of models/photos.pt
-
-
-@pytest.fixture
-def test_set(tmp_path):
-    """A test pickle of 20 images, one of them of another size; its path and its arrays."""
-    rng, images, known = np.random.default_rng(0), [], []
-    for i in range(20):
-        image = synthetic_image(1, i, 80 if i == 10 else 64)[None]
-        pixelated, mask, _ = prepare_image(image, *rng.integers(0, 30, 2), *rng.integers(4, 33, 2), rng.integers(4, 17))
-        images.append(pixelated)
-        known.append(mask)
-    path = tmp_path / "test_set.pkl"
-    path.write_bytes(pickle.dumps({"pixelated_images": tuple(images), "known_arrays": tuple(known)}, 4))
-    return str(path), images, known
-
-
-def log(tmp_path, name="default"):
-    with open(tmp_path / "losses" / f"{name}.csv", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-
-
-def load_weights(path):
-    """Of a model or of the state of a run."""
-    saved = torch.load(path, weights_only=True)
-    return saved["parts"]["network"]["weights"] if "parts" in saved else saved["weights"]
-
-
-def interrupt_at(monkeypatch, step, number=signal.SIGINT):
-    """Send the signal to this process while the loss of that step is computed."""
-    calls, loss = [], depixelation.training_loss
-
-    def patched(*arguments):
-        calls.append(1)
-        if len(calls) == step:
-            os.kill(os.getpid(), number)
-        return loss(*arguments)
-
-    monkeypatch.setattr(depixelation, "training_loss", patched)
 
 
 @pytest.mark.usefixtures("figures")
@@ -132,7 +79,7 @@ def test_model_needs_nothing_but_its_file(run, test_set, tmp_path, capsys):
     options = ["--config", str(tmp_path / "empty.json"), "--predict", "--test_set", test_set[0]]
     options += ["--submission", str(submission)]
     assert entry.main([*options, "--model", str(moved)]) == 0 and submission.exists()
-    again = entry.read_command_line(["--config", str(tmp_path / "models" / "default.json")])[2].config
+    again = entry.read_command_line(["--config", str(tmp_path / "models" / "default.json")]).task.config
     assert again.network_options == config["network_options"] and again.output_dir == ROOT
     assert again.images == "synthetic"
     capsys.readouterr()
@@ -193,6 +140,7 @@ def test_identity_model_predicts_the_input(run, test_set, tmp_path):
         (["--device", "cuda"], ["cuda", "--device cpu"]),
         (["--max_minutes", "none", "--epochs", "none"], ["epochs", "max_minutes"]),
         (["--lerning_rate", "1"], ["--learning_rate"]),
+        (["--predict", "--views", "9", *SHIPPED], ["views", "at most 8"]),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(run, options, words, capsys):
@@ -291,6 +239,7 @@ def test_states_that_are_none(run, tmp_path, capsys):
     for key, value in (("optimizers", []), ("optimizers", [{}, {}]), ("average", {}), ("weights", {3: 4})):
         wrong.append({**state, "parts": {"network": {**part, key: value}}})
     wrong += [{**state, "config": {**state["config"], "task": "denoising"}}]
+    wrong += [{**state, "config": {**state["config"], "teacher": "teacher.pt"}}]
     wrong += [{key: value for key, value in state.items() if key != "parts"} | part]  # of version 1
     wrong += [{**state, "config": {**state["config"], "network": "BasicCNN", "network_options": {}}}]
     capsys.readouterr()
@@ -344,7 +293,7 @@ def test_ended_while_images_are_prepared(tmp_path, number):
     cache = tmp_path / "cache"
     command = [sys.executable, os.path.join(ROOT, "main.py"), "--output_dir", str(tmp_path), "--cache_dir", str(cache)]
     process = subprocess.Popen([*command, "--synthetic_images", "100000"], stderr=subprocess.PIPE)
-    while not (cache.exists() and list(cache.glob("*.building.*/pixels.bin")) and children(process.pid)):
+    while not any(path.stat().st_size for path in cache.glob("*.building.*/pixels.bin")):  # all workers have started
         assert process.poll() is None
         time.sleep(0.05)
     workers = children(process.pid)
@@ -415,9 +364,9 @@ def test_a_state_saved_within_an_epoch_resumes_exactly(run, tmp_path, monkeypatc
         assert run("--name", "whole", "--epochs", "2") == 0
         assert len(saves) == 3  # before the first step and after each epoch
     with monkeypatch.context() as patch:
-        calls, loss = [], depixelation.training_loss
-        patch.setattr(training, "SAVE_EVERY", -1)
-        patch.setattr(depixelation, "training_loss", lambda *a: calls.append(len(calls) < 6 or 1 / 0) or loss(*a))
+        calls, loss = [], rectangle_tasks.training_loss
+        patch.setattr(runs, "SAVE_EVERY", -1)
+        patch.setattr(rectangle_tasks, "training_loss", lambda *a: calls.append(len(calls) < 6 or 1 / 0) or loss(*a))
         with pytest.raises(ZeroDivisionError):  # as if killed: nothing is saved at the end
             run("--name", "parts", "--epochs", "2")
     paths = [tmp_path / "models" / f"{name}.last.pt" for name in ("parts", "whole")]
@@ -431,17 +380,6 @@ def test_budget_in_minutes(run, tmp_path):
     assert run("--max_minutes", "0.04", "--loss", "mse") == 0
     rows = log(tmp_path)
     assert 0.03 <= rows[-1]["minutes"] < 0.2 and np.allclose(np.diff([0] + [row["epoch"] for row in rows[:-1]]), 1)
-
-
-def test_learning_rate_is_a_function_of_progress():
-    config = Config(learning_rate=1.0, warmup=0.1, decay=0.5, epochs=10, max_minutes=2.0)
-    assert [training.learning_rate(config, p) for p in (0, 0.05, 0.1, 0.5, 0.75, 1)] == pytest.approx(
-        [0, 0.5, 1, 1, 0.5, 0]
-    )
-    for step, seconds, progress in ((30, 12, 0.3), (30, 60, 0.5), (500, 0, 1)):  # by epochs, by minutes, at the end
-        run = training.Run(step=step, seconds=seconds)
-        run.begin(config, 10)
-        assert run.progress(step) == pytest.approx(progress) and run.epoch == step / 10
 
 
 def test_tensorboard_gets_what_the_log_gets(run, tmp_path, monkeypatch, capsys):
@@ -472,21 +410,6 @@ def test_tensorboard_gets_what_the_log_gets(run, tmp_path, monkeypatch, capsys):
         step = int(row["step"])
         assert line[:3] == [(key, float(row[key]), step) for key in ("train_loss", "score", "identity_score")]
         assert line[3] == ("truth, pixelated, prediction", step)
-
-
-@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler on a CPU")
-def test_compiled_training_is_the_same(run, tmp_path, monkeypatch):
-    """With the graph that torch.compile makes, but not the code, which takes long to compile."""
-    compiled, compile_network = [], torch.compile
-    patched = lambda network: compiled.append(network) or compile_network(network, backend="aot_eager")  # noqa: E731
-    monkeypatch.setattr(torch, "compile", patched)
-    for name in ("true", "false"):
-        options = ("--network", "BasicCNN", "--network_options", '{"channels": 8, "layers": 1}', "--optimizer", "adamw")
-        assert run("--epochs", "1", "--compile", name, "--name", name, *options) == 0
-    scores = [float(log(tmp_path, name)[0]["score"]) for name in ("true", "false")]
-    assert len(compiled) == 1 and scores[0] == pytest.approx(scores[1], abs=0.01)
-    a, b = (load_weights(tmp_path / "models" / f"{name}.pt") for name in ("true", "false"))
-    assert a.keys() == b.keys()
 
 
 def test_command_line_in_a_process(tmp_path):

@@ -10,16 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from architectures import BlockGrid
 from datasets import HEIGHT_RANGE, SIZE_RANGE, WIDTH_RANGE, draw_rectangle, prepare_image
+from depixelation.block_grid import BlockGrid
+from depixelation.engine.models import load_weights
+from depixelation.engine.predictor import Predictor
+from depixelation.engine.restoration import restore, rmse_per_image
+from depixelation.images.synthetic import synthetic_colour_image, synthetic_image
+from depixelation.mosaics.area import Area, pixelate_area
+from depixelation.mosaics.restoring import block_values, restore_area
+from depixelation.tasks import load_task
 from main import main
-from synthetic import synthetic_colour_image, synthetic_image
-from tasks import load_task
-from tasks.areas import block_values, restore_area
-from tasks.evaluation import load_weights
-from tasks.mosaics import Area, pixelate_area
-from tasks.restoration import restore, rmse_per_image
-from utils import ROOT, config_from_dict, load_checkpoint, show
+from utils import ROOT, config_from_dict, display_path, load_checkpoint
 
 NAMES = ("photos", "photos_cpu", "BasicCNN", "DeePixV1")
 OTHERS = {"MNIST": "accuracy", "FashionMNIST": "accuracy"}  # other tasks' models: their score
@@ -60,6 +61,10 @@ def load(name):
     return network.eval().to(memory_format=torch.channels_last), checkpoint
 
 
+def predictor(network, dtype=torch.float32):
+    return Predictor(network, torch.device("cpu"), dtype)
+
+
 def test_all_together_are_small():
     sizes = {name: os.path.getsize(os.path.join(ROOT, "models", f"{name}.pt")) for name in (*NAMES, *OTHERS)}
     assert sum(sizes.values()) < 40e6 and all(sizes[name] < 5e6 for name in OTHERS)
@@ -85,7 +90,9 @@ def test_predictions_of_ours(name, most, samples):
     network, _ = load(name)
     assert sum(p.numel() for p in network.parameters()) < most
     pixelated, known, images = (t[:8] for t in samples)
-    predictions = {dtype: restore(network, pixelated, known, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    predictions = {
+        dtype: restore(predictor(network, dtype), pixelated, known) for dtype in (torch.float32, torch.bfloat16)
+    }
     grid = BlockGrid(pixelated, ~known, range(SIZE_RANGE[0], SIZE_RANGE[1] + 1))
     scores = {}
     for dtype, prediction in predictions.items():
@@ -95,8 +102,10 @@ def test_predictions_of_ours(name, most, samples):
         assert -0.6 < means.min() and means.max() < 1.1
         scores[dtype] = rmse_per_image(prediction.double(), images.double(), known).mean().item()
     assert abs(scores[torch.float32] - scores[torch.bfloat16]) < 0.02
-    one_by_one = torch.cat([restore(network, pixelated[i : i + 1], known[i : i + 1], torch.float32) for i in range(4)])
-    assert (one_by_one.int() - predictions[torch.float32][:4].int()).abs().max() <= 1  # one level: a rounding
+    one_by_one = [restore(predictor(network), pixelated[i : i + 1], known[i : i + 1]) for i in range(4)]
+    assert (
+        torch.cat(one_by_one).int() - predictions[torch.float32][:4].int()
+    ).abs().max() <= 1  # one level: a rounding
     identity = rmse_per_image(pixelated.double(), images.double(), known).mean().item()
     assert scores[torch.float32] < 0.7 * identity  # drawn images, which it was not trained on
 
@@ -108,7 +117,7 @@ def test_predictions_of_the_others(name, samples):
     identity = rmse_per_image(pixelated.double(), images.double(), known).mean()
     scores = []
     for dtype in (torch.float32, torch.bfloat16):
-        prediction = restore(network, pixelated, known, dtype)
+        prediction = restore(predictor(network, dtype), pixelated, known)
         assert torch.equal(prediction[known], pixelated[known])
         scores.append(rmse_per_image(prediction.double(), images.double(), known).mean())
     assert scores[0] < 0.9 * identity and abs(scores[0] - scores[1]) < 0.03
@@ -123,7 +132,7 @@ def test_files_sees_how_blocks_were_averaged(average):
         pixels, area = truth.copy(), Area(24, 24, 96, 96, 8.0, 8.0)
         pixelate_area(pixels, replace(area, average=average))
         blocks = block_values(pixels, area)
-        restored, *told = restore_area(network, pixels, area, blocks, torch.device("cpu"), torch.float32)
+        restored, *told = restore_area(predictor(network), pixels, area, blocks)
         tellings.add(tuple(told))
         for errors, picture in ((before, pixels), (after, restored)):
             errors.append(np.sqrt(np.mean((picture[area.box()].astype(float) - truth[area.box()]) ** 2)))
@@ -162,6 +171,6 @@ def test_the_other_tasks_models_do_what_they_are_for(task, names, column, refere
     assert main(["--task", task, "--evaluate", *paths, *options, *folders, "--device", "cpu", "--name", "it"]) == 0
     with open(tmp_path / "losses" / "it_evaluation.csv", encoding="utf-8") as file:
         table = {row["model"]: float(row[column]) for row in csv.DictReader(file)}
-    figures = [table.pop(show(path)) for path in paths]
+    figures = [table.pop(display_path(path)) for path in paths]
     bar, sign = table.get(reference, reference), -1 if column == "score" else 1
     assert all(sign * figure > sign * bar for figure in figures)

@@ -1,0 +1,1 @@
+"""The machinery of training, predicting and measuring. It knows no exercise."""

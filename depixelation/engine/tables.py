@@ -1,0 +1,30 @@
+"""Tables as CSV files: the logs of runs, and the figures of --evaluate."""
+
+import csv
+import io
+
+from utils import UserError, atomic_write
+
+
+def write_table(rows, path):
+    """A CSV file, a line a dict."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(table.getvalue().encode(errors="backslashreplace"))
+
+
+def read_log(path):
+    """The rows of losses/NAME.csv, numbers as floats. Raises UserError."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        if rows:
+            return rows
+        raise ValueError("it has no rows")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a run that was trained here") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: is no log of a run ({error})") from None

@@ -1,0 +1,1 @@
+"""What is drawn. matplotlib is imported only when a figure is made."""

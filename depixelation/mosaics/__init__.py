@@ -1,0 +1,1 @@
+"""Pixelated areas of images: found, restored, and made to learn from."""

@@ -1,0 +1,138 @@
+"""A pixelated area of a photo: where it is, which grid its blocks have, and how their values came about."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets import from_linear, means_between, spread_between, to_linear
+from utils import UserError, key
+
+# A block's value: the mean of its sRGB values, the mean of its light (GIMP), or its middle pixel.
+AVERAGES = ("srgb", "linear", "center")
+GRIDS = ("rectangle", "picture")  # where the grid of blocks begins
+SIDES = (4, 64)  # of blocks when they are made, in pixels
+SCALES = (0.5, 1.5)  # of a picture after it was pixelated
+CELL = 4  # pixels a side of the squares that the finder's network judges
+
+
+@dataclass
+class Area:
+    """A pixelated rectangle of a photo, in pixels; what is fractional comes of scaling after pixelation."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    block_width: float
+    block_height: float
+    phase_x: float = 0.0  # from x to the first line of the grid at or right of it
+    phase_y: float = 0.0
+    average: str | None = None  # of AVERAGES, where that is known
+    confidence: float = 1.0
+
+    def lines(self):
+        """Where blocks begin and the area ends, relative to it: (rows, columns), increasing int64 arrays from 0."""
+        return (
+            grid_lines(self.height, self.block_height, self.phase_y),
+            grid_lines(self.width, self.block_width, self.phase_x),
+        )
+
+    def box(self):
+        """As slices of (H, W, ...) arrays."""
+        return slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
+
+    def scaled(self, scale, width, height):
+        """The same area after the whole picture, then width x height pixels, was scaled."""
+        left, top = round(self.x * scale), round(self.y * scale)
+        right, bottom = round((self.x + self.width) * scale), round((self.y + self.height) * scale)
+        sides = self.block_width * scale, self.block_height * scale
+        phases = (self.x + self.phase_x) * scale - left, (self.y + self.phase_y) * scale - top
+        right, bottom = min(right, width), min(bottom, height)
+        return Area(
+            left, top, right - left, bottom - top, *sides, *(p % s for p, s in zip(phases, sides)), self.average
+        )
+
+    def _shared(self, other):
+        width = min(self.x + self.width, other.x + other.width) - max(self.x, other.x)
+        height = min(self.y + self.height, other.y + other.height) - max(self.y, other.y)
+        return max(0, width) * max(0, height)
+
+    def overlap(self, other):
+        """Intersection over union of two areas."""
+        shared = self._shared(other)
+        return shared / (self.width * self.height + other.width * other.height - shared)
+
+    def share_in(self, other):
+        """The share of this area that lies in another one."""
+        return self._shared(other) / (self.width * self.height)
+
+
+def grid_lines(length, side, phase):
+    """0, the lines phase + k * side within (0, length), rounded, and length."""
+    lines = np.rint(np.arange(phase, length, side)).astype(np.int64)
+    return np.unique(np.concatenate([[0], lines[(lines > 0) & (lines < length)], [length]]))
+
+
+def to_light(values):
+    """sRGB values, 0 to 255, to linear light on the same scale."""
+    return 255 * to_linear(np.asarray(values, dtype=np.float64) / 255)
+
+
+def from_light(values):
+    """The inverse of `to_light`."""
+    return 255 * from_linear(np.clip(values, 0, None) / 255)
+
+
+LIGHT = to_light(np.arange(256))
+
+
+def pixelate_area(pixels, area):
+    """Replace the area's blocks by their value, in place, floored as the challenge does it. pixels: (H, W, C) uint8."""
+    cells = averaged(pixels[area.box()], area.lines(), area.average)
+    cells = cells.round() if area.average == "linear" else np.floor(cells)
+    pixels[area.box()] = spread_between(cells, *area.lines())
+
+
+def averaged(values, lines, average):
+    """One value for each block between these lines, (rows, columns, C), of pixels, (H, W, C) uint8 or float64.
+
+    average: of AVERAGES; None: as "srgb".
+    """
+    if average == "center":
+        return values[np.ix_(*((edges[:-1] + edges[1:]) // 2 for edges in lines))]
+    if average == "linear":
+        light = LIGHT[values] if values.dtype == np.uint8 else to_light(values)
+        return from_light(means_between(light, *lines))
+    return means_between(values, *lines)
+
+
+# ------------------------------------------------------------------------------------------------ named by the user
+
+
+def _areas(value):
+    numbers = len(value) % 4 == 0 and len(value) and all(type(x) is int and x >= 0 for x in value)
+    return None if numbers else "four whole numbers for each area: x, y, width, height"
+
+
+AREA = key(
+    None,
+    "x, y, width and height of an area of your photos, in pixels; may be given several times",
+    argparse={"nargs": 4, "action": "append"},
+    check=_areas,
+)
+
+
+def check_area(area, pixels, path):
+    """(x, y, width, height) that lies in the photo. Raises UserError."""
+    x, y, width, height = area
+    if x < 0 or y < 0 or width < 2 or height < 2 or x + width > pixels.shape[1] or y + height > pixels.shape[0]:
+        raise UserError(
+            f"area: {x} {y} {width} {height} (x, y, width, height) does not lie in {path}, "
+            f"{pixels.shape[1]} x {pixels.shape[0]} pixels"
+        )
+    return area
+
+
+def in_fours(numbers):
+    """x, y, width and height of each area of a flat list."""
+    return [tuple(numbers[i : i + 4]) for i in range(0, len(numbers), 4)]

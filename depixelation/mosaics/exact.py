@@ -1,0 +1,257 @@
+"""Pixelated areas that a file has kept to the bit: their blocks are constant, so they are found exactly."""
+
+from dataclasses import replace
+from functools import reduce
+from itertools import islice
+
+import numpy as np
+
+from datasets import means_between, spread_between
+from depixelation.mosaics.area import Area
+from depixelation.mosaics.regions import SMALLEST, region_boxes
+
+MOST = 200  # boxes of a photo, the largest, that are looked at for exact blocks
+GRIDS_TRIED = 3  # in each
+SMALLEST_STEP = 2.5  # grey levels from a block to the next, on average, twice that where chance is near; in gradients 1
+BY_CHANCE = 12  # with fewer constant blocks, small or on JPEG's grid, it may be coincidence
+AROUND = 16  # pixels around a found area in which its exact edges are looked for
+WHOLE_SIDE = 0.1  # pixels by which the fit of a whole number may be off
+SAME = 0.5  # share of an area that makes it the same as another
+ROUNDING = 0.01  # grey levels by which blocks that are constant seem not to be, in floating point
+
+
+def estimate_block_size(values):
+    """The size of the blocks in a pixelated rectangle, (H, W, C), also where a JPEG has blurred them a little.
+
+    It is the largest for which the blocks are as constant as for the best one: exactly, or else up to 2 grey levels.
+    """
+    height, width = values.shape[:2]
+    values = values.astype(np.int64)
+    square = (values**2).sum()
+    sums = np.pad(values.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0), (0, 0)))  # of all above and to the left
+    sizes, spreads = range(2, max(height, width) + 1), []
+    for size in sizes:  # the mean square about the means of blocks is that about 0 less that of the means
+        rows, columns = (np.append(np.arange(0, length, size), length) for length in (height, width))
+        blocks = np.diff(np.diff(sums[np.ix_(rows, columns)], axis=0), axis=1)
+        counts = np.diff(rows)[:, None, None] * np.diff(columns)[:, None]
+        spreads.append(np.sqrt(max(0, square - (blocks.astype(np.float64) ** 2 / counts).sum()) / values.size))
+    least = min(spreads)
+    limit = 2 * least + 2 if least > ROUNDING else ROUNDING
+    return max(size for size, spread in zip(sizes, spreads) if spread <= limit)
+
+
+def alike(pixels):
+    """(across, down): which pixels of a photo, (H, W, C), equal the one to their left, and above: (H, W) bool each.
+
+    Those at the photo's edge do.
+    """
+    across, down = np.ones((2, *pixels.shape[:2]), dtype=bool)
+    for channel in np.moveaxis(pixels, 2, 0):
+        across[:, 1:] &= channel[:, 1:] == channel[:, :-1]
+        down[1:] &= channel[1:] == channel[:-1]
+    return across, down
+
+
+def find_constant(across, down):
+    """Which pixels belong to a constant 2x2 square, (H, W) bool, by what `alike` returns."""
+    return _covered(across[:-1, 1:] & across[1:, 1:] & down[1:, 1:], 2, 2)
+
+
+def opened(mask, height, width):
+    """The opening of a mask, (H, W) bool: its pixels that lie in a rectangle of this size that is True everywhere."""
+    if mask.shape[0] < height or mask.shape[1] < width:
+        return np.zeros_like(mask)
+    return _covered(_all_true(mask, height, width), height, width)
+
+
+def _all_true(mask, height, width):
+    """Whether the rectangle of this size at each place is True everywhere: (H - height + 1, W - width + 1) bool."""
+    for side in (height, width):
+        length = 1
+        while length < side:
+            step = min(length, side - length)
+            mask, length = mask[:-step] & mask[step:], length + step
+        mask = mask.T
+    return mask
+
+
+def _covered(starts, height, width):
+    """Which pixels lie in one of the rectangles of this size that begin where starts is True."""
+    return ~_all_true(~np.pad(starts, ((height - 1,) * 2, (width - 1,) * 2)), height, width)
+
+
+def _largest_rectangle(covered):
+    """(x, y, width, height) of the largest rectangle that is True everywhere; 0 each where there is none."""
+    best, rows = (0, 0, 0, 0, 0), np.arange(len(covered), dtype=np.int32)
+    gaps = np.maximum.accumulate(np.where(covered, np.int32(-1), rows[:, None]))  # the last row that is False
+    ending = covered.copy()  # what is True in the next row too makes a larger rectangle there
+    ending[:-1] &= ~covered[1:]
+    for bottom in np.flatnonzero(ending.any(axis=1)):  # the largest rectangle under a histogram, row by row
+        heights = bottom - gaps[bottom]
+        edges = np.flatnonzero(np.diff(covered[bottom], prepend=False, append=False))
+        starts, ends = edges[::2], edges[1::2]  # of what is True in this row
+        hopeful = np.maximum.reduceat(heights, starts) * (ends - starts) >= best[0]
+        hopeful &= np.logical_or.reduceat(ending[bottom], starts)
+        for left, right in zip(starts[hopeful], ends[hopeful]):
+            best = max(best, _largest_below(heights[left:right], left, bottom))
+    return tuple(map(int, best[1:]))
+
+
+def _largest_below(heights, left, bottom):
+    """(pixels, x, y, width, height) of the largest rectangle under a histogram that stands on the row `bottom`."""
+    best, stack = (0,), []
+    changes = np.flatnonzero(np.diff(heights, prepend=-1)).tolist()
+    for x, height in zip(changes + [len(heights)], heights[changes].tolist() + [-1]):
+        start = x
+        while stack and stack[-1][1] >= height:
+            start, tall = stack.pop()
+            best = max(best, (tall * (x - start), int(left) + start, bottom + 1 - tall, x - start, tall))
+        stack.append((start, height))
+    return best
+
+
+def find_exact(pixels):
+    """The Areas whose blocks the file has kept to the bit, as a PNG does.
+
+    Of each region of constant pixels those, one after the other, that a grid of blocks explains.
+    """
+    same, found, looked_at = alike(pixels), [], set()
+    covered = opened(find_constant(*same), SMALLEST - 1, SMALLEST - 1)
+    free = np.ones(covered.shape, dtype=bool)  # of areas that were found
+    while len(looked_at) < MOST:
+        boxes = list(islice((box for box in region_boxes(covered) if box not in looked_at), MOST - len(looked_at)))
+        looked_at.update(boxes)
+        before = len(found)
+        for box in boxes:
+            area = _largest_exact(pixels, box, free, same)
+            if area:
+                found.append(area)
+                free[area.box()] = covered[area.box()] = False
+        if len(found) == before:  # else there may be more in what is left
+            break
+    return found
+
+
+def _largest_exact(pixels, box, free, same):
+    """The largest exact Area that begins in a box (top, bottom, left, right), or None. free, same: see exact_area."""
+    # Blocks of which a pixel's width is left have no constant square, and lie beside the box.
+    top, bottom, left, right = max(0, box[0] - 1), box[1] + 1, max(0, box[2] - 1), box[3] + 1
+    inside, trials = pixels[top:bottom, left:right], []
+    if min(np.count_nonzero(steps > SMALLEST_STEP) for steps in _steps(inside)) < SMALLEST:
+        return None
+    for grid in exact_grids(*(neighbours[top:bottom, left:right] for neighbours in same)):
+        area = Area(left, top, right - left, bottom - top, *grid)
+        trials.append(exact_area(pixels, area, 0, free, same))
+    for area in list(filter(None, trials)):
+        wider = exact_area(pixels, area, max(area.width, area.height), free, same)
+        while wider and wider.width * wider.height > area.width * area.height:  # the box has cut it
+            area, wider = wider, exact_area(pixels, wider, max(wider.width, wider.height), free, same)
+        trials.append(area)
+    good = [area for area in trials if area and is_exact(pixels, area) and free[area.box()].all()]
+    largest = max(good, key=lambda area: area.width * area.height, default=None)
+    if largest:
+        least = SMALLEST_STEP * (1 + (_on_jpeg_grid(largest) or np.prod(_whole_blocks(largest)) < BY_CHANCE))
+        if all(steps.sum() > least * np.count_nonzero(steps) for steps in _steps(pixels[largest.box()])):
+            return largest
+    return None
+
+
+def _on_jpeg_grid(area):
+    """Whether all lines of an Area's grid are lines of JPEG's, of 8 x 8 pixels."""
+    rows, columns = area.lines()
+    return not ((rows[1:-1] + area.y) % 8).any() and not ((columns[1:-1] + area.x) % 8).any()
+
+
+def _whole_blocks(area):
+    """How many whole blocks an Area has along y and along x."""
+    sides = (area.block_height, area.block_width)
+    return [(np.diff(lines) >= np.floor(side)).sum() for lines, side in zip(area.lines(), sides)]
+
+
+def _steps(values):
+    """Yields by how many grey levels each pixel of (H, W, C) differs from the one above, and from the one to the left,
+    in the channel in which it does most. uint8."""
+    for a, b in ((values[1:], values[:-1]), (values[:, 1:], values[:, :-1])):
+        steps = np.maximum(a, b) - np.minimum(a, b)
+        yield reduce(np.maximum, np.moveaxis(steps, 2, 0))
+
+
+def exact_grids(across, down):
+    """(width, height, phase_x, phase_y) of the square blocks, some at most, that constant runs of pixels speak for.
+
+    Runs along rows and columns vote for their length and their start modulo that, as an Area's phases. across, down:
+    as from `alike`.
+    """
+    votes = []
+    for neighbours in (across, down.T):
+        lines, ends = np.nonzero(~neighbours[:, 1:])
+        lengths, starts = np.diff(ends), ends[:-1] + 1
+        inside = (np.diff(lines) == 0) & (lengths >= 2)
+        lengths, starts = lengths[inside], starts[inside]
+        keys, counts = np.unique(lengths * 2**32 + starts % np.maximum(lengths, 1), return_counts=True)
+        order = np.argsort(counts, kind="stable")
+        votes.append({int(keys[i] >> 32): (int(counts[i]), int(keys[i] & 0xFFFF)) for i in order})  # the most counts
+    sides = sorted(votes[0].keys() & votes[1].keys(), key=lambda side: -side * min(vote[side][0] for vote in votes))
+    return [(float(side), float(side), *(float(vote[side][1]) for vote in votes)) for side in sides[:GRIDS_TRIED]]
+
+
+def exact_area(pixels, area, around=AROUND, free=None, same=None):
+    """An Area that was found with the edges that its blocks have to the bit, or None where a file has not kept them.
+
+    The largest rectangle in which each pixel equals its left and its upper neighbour, but on lines of the grid.
+    around: pixels around it in which its edges may lie. free: (H, W) bool, pixels that may be in it; None: all.
+    same: what `alike` returns, where that is known.
+    """
+    sides = [round(side) for side in (area.block_width, area.block_height)]
+    if max(abs(area.block_width - sides[0]), abs(area.block_height - sides[1])) > WHOLE_SIDE:
+        return None
+    y, x = max(0, area.y - around), max(0, area.x - around)
+    box = slice(y, area.y + area.height + around), slice(x, area.x + area.width + around)
+    same = [neighbours[box] for neighbours in same] if same else alike(pixels[box])
+    first = round(area.x + area.phase_x) - x, round(area.y + area.phase_y) - y
+    on_line = [(np.arange(n) - start) % side == 0 for n, side, start in zip(same[0].shape[::-1], sides, first)]
+    on_line[0][0] = on_line[1][0] = True  # what is before is not looked at
+    equal = (same[0] | on_line[0]) & (same[1] | on_line[1][:, None])
+    equal = opened(equal if free is None else equal & free[box], 2 * sides[1] + 1, 2 * sides[0] + 1)
+    if not equal.any():  # and smaller ones is_exact does not believe
+        return None
+    left, top, width, height = _largest_rectangle(equal)
+    # A first column that is not on a line equals the one before, which is of the same block then; so do rows.
+    left_more, top_more = not on_line[0][left], not on_line[1][top]
+    if free is not None and not free[box][top - top_more : top + height, left - left_more : left + width].all():
+        left_more = top_more = 0
+    left, top, width, height = left - left_more, top - top_more, width + left_more, height + top_more
+    phases = [float((start - edge) % side) for start, edge, side in zip(first, (left, top), sides)]
+    exact = Area(left + x, top + y, width, height, *map(float, sides), *phases, area.average, area.confidence)
+    return exact if is_exact(pixels, exact) else None
+
+
+def is_exact(pixels, area):
+    """Whether an area is made of constant blocks, and like a photo: 3 a side at least, most unlike the next.
+
+    2 a side are whole; more where they are small, or on the grid of JPEG, whose blocks are constant in smooth places.
+    """
+    (rows, columns), side = area.lines(), min(area.block_width, area.block_height)
+    whole = _whole_blocks(area)
+    if min(whole) < 2 or (_on_jpeg_grid(area) or side <= 4) and whole[0] * whole[1] < BY_CHANCE:
+        return False
+    cells = means_between(pixels[area.box()], rows, columns)
+    if min(cells.shape[:2]) < 3 or not np.array_equal(spread_between(cells, rows, columns), pixels[area.box()]):
+        return False
+    pairs = [(np.diff(cells, axis=axis) != 0).any(axis=2) for axis in (0, 1)]
+    return sum(pair.sum() for pair in pairs) >= (0.5 if side > 3 else 0.9) * sum(pair.size for pair in pairs)
+
+
+def square_area(pixels, rectangle):
+    """The Area of a rectangle (x, y, width, height) of square blocks.
+
+    On the grid that the file has kept to the bit, or else on one that begins at the rectangle's corner.
+    """
+    x, y, width, height = rectangle
+    inside = pixels[y : y + height, x : x + width]
+    for grid in exact_grids(*alike(inside)):
+        area = exact_area(inside, Area(0, 0, width, height, *grid), around=0)
+        if area and (area.width, area.height) == (width, height):
+            return replace(area, x=x, y=y)
+    size = float(estimate_block_size(inside))
+    return Area(x, y, width, height, size, size)

@@ -1,0 +1,132 @@
+"""How well photos are restored whose pixelated areas nobody points out:
+python tests/benchmarks/wild.py FOLDER [COUNT [SHEET.png]]
+
+Makes COUNT (400) pictures of a folder's photos, or of drawn images ("synthetic"): PNG, JPEG of quality 95 and 80,
+scaled JPEG; blocks of 4 to 64 pixels, three averages, both grids, up to three areas, every fifth without. Prints for
+each format what the program finds and how much nearer to the truth it comes: the RMSE inside the areas before and
+after, the ratio of their means, the same if all areas and averages were known, and the mean of each picture's ratio.
+Then the same per area, by block size and by average, and how often the average is told. SHEET.png shows three.
+"""
+
+import itertools
+import os
+import resource
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
+
+from depixelation.commands.depixelate import DepixelateOptions, Restorer  # noqa: E402
+from depixelation.figures.areas import mark_areas  # noqa: E402
+from depixelation.images.cache import open_cache  # noqa: E402
+from depixelation.images.photo_files import save_photo  # noqa: E402
+from depixelation.mosaics.area import AVERAGES, Area, pixelate_area  # noqa: E402
+from depixelation.mosaics.making import FORMATS, MosaicPhotos, compress  # noqa: E402
+from depixelation.mosaics.photo import find_areas, restore_areas  # noqa: E402
+from depixelation.tasks.files import Files  # noqa: E402
+from depixelation.tasks.finding import compare_areas  # noqa: E402
+
+
+def errors_inside(picture, truth, areas):
+    """The RMSE inside these areas, all pixels and channels alike."""
+    inside = np.zeros(truth.shape[:2], dtype=bool)
+    for area in areas:
+        inside[area.box()] = True
+    return np.sqrt(np.mean((picture[inside].astype(float) - truth[inside]) ** 2))
+
+
+def mean(values):
+    """Of those that are numbers."""
+    return values[~np.isnan(values)].mean() if not np.isnan(values).all() else np.nan
+
+
+def measure(pictures, predictor, finder, sheet, kinds):
+    """Rows of (format, areas, found, false, error of size, error inside before, after, if all was known,
+    seconds), one a picture.
+
+    sheet: gets (with what was found, restored, truth) of three pictures; kinds: (blocks' side, number of the average,
+    whether it was found, whether its average is told correctly, NaN if not told, the three errors) of each area.
+    """
+    for i in range(len(pictures)):
+        (pixels, areas, file), truth = pictures[i], pictures.truth(i)
+        started = time.monotonic()
+        found = find_areas(finder, pixels)
+        result, likely, sure = restore_areas(predictor, pixels, found)
+        seconds = time.monotonic() - started
+        (_, share, false, error), hits = compare_areas(found, areas)
+        images = pixels, result, restore_areas(predictor, pixels, areas)[0]
+        for area, hit in zip(areas, hits):
+            same = max(range(len(found)), key=lambda i: area.overlap(found[i])) if hit else None
+            right = likely[same].average == area.average if hit and sure[same] else np.nan
+            side = (area.block_width + area.block_height) / 2
+            errors = (errors_inside(image, truth, [area]) for image in images)
+            kinds.append((side, AVERAGES.index(area.average), hit, right, *errors))
+        if len(sheet) < 3 and len(areas) > 1 and file != "PNG":
+            sheet.append(np.concatenate([mark_areas(pixels, found), result, truth], axis=1))
+        errors = (errors_inside(image, truth, areas) if areas else np.nan for image in images)
+        yield file, len(areas), sum(hits), false, error if any(hits) else np.nan, *errors, seconds
+
+
+def shipped_restorer():
+    """What --depixelate restores with, one view."""
+    return Restorer(Files(Files.Config()), DepixelateOptions(model=Files.shipped, views=1))
+
+
+def main(source, count=400, sheet=None, cache_dir=".cache"):
+    restorer = shipped_restorer()
+    cache = open_cache(source, cache_dir, 0, 40, colour=True)
+    pictures = MosaicPhotos(cache, range(len(cache)), int(count))
+    shown, kinds = [], []
+    rows = list(measure(pictures, restorer.accurate, restorer.finder, shown, kinds))
+    if sheet:
+        save_photo(np.concatenate(shown), None, None, sheet)
+    print(
+        f"{'':16} pictures  areas  found  false per picture  size off by  before  after  ratio  known  of each  seconds"
+    )
+    for file in (*FORMATS, "all"):
+        own = [row[1:] for row in rows if file in (row[0], "all")]
+        areas, hits, false, error, before, after, known, seconds = map(np.array, zip(*own))
+        share, each = hits.sum() / max(1, areas.sum()), mean(after / before)
+        ratio, best = mean(after) / mean(before), mean(known) / mean(before)
+        print(
+            f"{file:16} {len(own):8} {areas.sum():6} {share:6.1%} {false.mean():16.3f} {mean(error):12.1%} "
+            f"{mean(before):7.2f} {mean(after):6.2f} {ratio:6.3f} {best:6.3f} {each:8.3f} {mean(seconds):8.2f}"
+        )
+    side, average, hits, right, before, after, known = np.array(kinds).T
+    ends = itertools.pairwise((2, 6, 12, 24, 97))
+    groups = {f"blocks of {a} to {b} pixels": (a <= side) & (side < b) for a, b in ends}
+    groups |= {f"average {name}": average == i for i, name in enumerate(AVERAGES)} | {"all": side > 0}
+    for group, own in groups.items():
+        if not own.any():
+            continue
+        ratio, best = (mean(errors[own]) / mean(before[own]) for errors in (after, known))
+        print(
+            f"{group:25} {own.sum():4} areas, {mean(hits[own]):6.1%} found, ratio {ratio:.3f}, known {best:.3f}; "
+            f"average told for {np.isfinite(right[own]).mean():5.1%}, correctly for {mean(right[own]):6.1%} of these"
+        )
+    return rows
+
+
+def time_large(source, cache_dir=".cache"):
+    """Print for each photo the seconds that its areas take to be found in 12 megapixels, and whether they are."""
+    finder, cache = shipped_restorer().finder, open_cache(source, cache_dir, 0, 40, colour=True)
+    areas = [Area(500, 400, 800, 600, 40.0, 40.0), Area(2000, 1500, 300, 200, 12.0, 12.0)]
+    for i in range(len(cache)):
+        photo = Image.fromarray(np.repeat(cache[i], 3 // cache[i].shape[2], axis=2))
+        pixels = np.asarray(photo.resize((4000, 3000), Image.Resampling.BICUBIC)).copy()
+        for area in areas:
+            pixelate_area(pixels, area)
+        for file, stored in (("PNG", pixels), ("JPEG 85", compress(pixels, 85, 2))):
+            started = time.monotonic()
+            found = find_areas(finder, stored)
+            seconds = time.monotonic() - started
+            (_, _, false, _), hits = compare_areas(found, areas)
+            print(f"photo {i}, {file:7}: {seconds:4.1f} s, {sum(hits)} of 2 found, {false:.0f} false")
+    print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+
+
+if __name__ == "__main__":
+    time_large(sys.argv[1]) if sys.argv[2:] == ["large"] else main(*sys.argv[1:4])

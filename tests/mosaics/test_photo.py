@@ -1,0 +1,45 @@
+"""The areas of a photo are restored together."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from conftest import drawn_photo, pixelated
+
+from architectures import ResidualUNet
+from datasets import block_means
+from depixelation.engine.predictor import Predictor
+from depixelation.mosaics import photo, restoring
+from depixelation.mosaics.area import Area
+from depixelation.mosaics.exact import square_area
+from depixelation.mosaics.photo import restore_areas
+
+
+def test_areas_may_overlap():
+    """An L of blocks, as two rectangles: the blocks in both keep the values that the file has."""
+    pixels, network = drawn_photo(120, 110), ResidualUNet((8, 8), (1, 1)).eval()
+    sides = [(8, 8, 96, 32), (8, 8, 32, 96)]
+    for area in sides:
+        pixels = pixelated(pixels, *area, 8)
+    predictor = Predictor(network, torch.device("cpu"))
+    result, *_ = restore_areas(predictor, pixels, [square_area(pixels, area) for area in sides])
+    for x, y, width, height in sides:
+        inside = slice(y, y + height), slice(x, x + width)
+        assert np.abs(block_means(result[inside], 8) - pixels[inside]).max() <= 1
+        assert not np.array_equal(result[inside], pixels[inside])
+
+
+def test_the_first_part_of_a_large_area_says_how_all_of_it_was_averaged(monkeypatch):
+    monkeypatch.setattr(restoring, "LARGEST", 64)
+    pixels, seen = drawn_photo(160, 160), []
+
+    def restore(predictor, pixels, area, blocks):
+        seen.append(area.average)
+        return pixels, area.average or ("linear" if seen[1:] else "center"), len(seen) == 1
+
+    monkeypatch.setattr(photo, "restore_area", restore)
+    areas = [Area(8, 8, 128, 96, 12.0, 12.0), Area(8, 112, 40, 40, 16.0, 16.0)]
+    _, likely, sure = restore_areas(None, pixels, areas)
+    assert seen == [None, *["center"] * (len(seen) - 2), None] and len(seen) > 3
+    assert [area.average for area in likely] == ["center", "linear"] and sure == [True, False]
+    assert [replace(area, average=None) for area in likely] == areas
