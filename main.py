@@ -15,6 +15,9 @@ import shlex
 import signal
 import sys
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while PyTorch is imported: nothing to save or tell
+
 import torch
 from torch.utils.data import DataLoader
 
@@ -125,9 +128,10 @@ def check_start(config, task, config_file=None, state=None):
                 f"{last}: run {config.name!r} was interrupted; go on with --resume --name {shlex.quote(config.name)}, "
                 f"choose another --name, or delete this file"
             )
-    for path, when in ((last, "as soon as this run begins"), (best, "at the first validation")):
-        if os.path.exists(path):
-            print(f"{display_path(path)} will be replaced {when}; to keep it, use --name")
+    existing = [config.file(folder, suffix) for folder, suffix, _ in RUN_FILES]
+    existing = [display_path(path) for path in existing if os.path.exists(path)]
+    if existing:
+        print(f"{', '.join(existing)} will be replaced by this run; to keep them, use --name")
 
 
 def start_from(path, task, network):
@@ -210,7 +214,7 @@ def preview(config, task, run, learner):
 
 def save_model(config, task, run, learner, weights):
     """Write models/NAME.pt, with what was measured and what it was trained on, and its config, models/NAME.json."""
-    record = [*run.inherited, {"images": os.path.basename(config.images), "held_out": task.held_out}]
+    record = [*run.inherited, {"images": config.images_name(), "held_out": task.held_out}]
     kept = {"config": config.without_paths(), "weights": weights, **run.rows[-1]}
     kept |= {"record": record, "precision": str(learner.precision)[6:], "device": learner.device.type}
     save_checkpoint(kept, config.file("models", ".pt"))
@@ -294,7 +298,7 @@ def resume(request, processes):
                 f"command line: {name} cannot change when a run is resumed (it was {getattr(saved, name)!r}); "
                 f"leave it out, or start a new run with --init"
             )
-    changes = {**request.named, "output_dir": config.output_dir}
+    changes = {**request.named, "output_dir": config.output_dir, "name": config.name}  # the run is the one named
     if not os.path.isdir(saved.cache_dir):  # the project was moved
         changes["cache_dir"] = config.cache_dir
     if not {"precision", "device"} & request.named.keys():
@@ -357,4 +361,8 @@ def run_command(arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    status = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done
+    sys.exit(status)

@@ -11,7 +11,7 @@ import pickle
 
 import numpy as np
 
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, open_plain
 
 
 def serialize(submission, path_or_filehandle):
@@ -170,7 +170,7 @@ def load_test_set(path):
     Raises UserError where the file is missing, is no such pickle, or asks for anything but arrays.
     """
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             content = io.BytesIO(file.read())
         data = _ArrayUnpickler(content).load()
     except OSError as error:

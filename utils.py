@@ -3,15 +3,19 @@
 import contextlib
 import dataclasses
 import difflib
+import errno
 import functools
+import glob
 import hashlib
 import io
 import json
 import math
 import os
+import secrets
 import sys
 import time
 import typing
+import zipfile
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -21,6 +25,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+TEMPORARY = ".depixelation"  # how the names of files end that are being written
 ROOT = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -184,12 +189,17 @@ class Config(Keys):
         """The path of one of the files of this run, or of the run of that name: folder/NAMEsuffix below output_dir."""
         return os.path.join(self.output_dir, folder, (name or self.name) + suffix)
 
+    def images_name(self):
+        """The images as models tell of them: without the path, but never one of the words that are no path."""
+        words, name = self.limits("images")["words"], os.path.basename(self.images)
+        return os.path.join(".", name) if name in words and self.images not in words else name
+
     def without_paths(self):
         """All keys but those that hold a path (of images the name is kept): what a model tells of itself."""
         values = dataclasses.asdict(self)
         paths = self.path_keys(values)
         values = {name: value for name, value in values.items() if name not in paths}
-        return {"images": os.path.basename(self.images), **values}
+        return {"images": self.images_name(), **values}
 
     def completed(self):
         """The config with what follows from its other keys."""
@@ -209,6 +219,13 @@ def key_types(keys):
     """{key: (its type, and NoneType where it may be null)} of a Keys class."""
     hints = typing.get_type_hints(keys)
     return {f.name: typing.get_args(hints[f.name]) or (hints[f.name],) for f in fields(keys)}
+
+
+def _is_encodable(text):
+    try:
+        return os.fsencode(text) is not None  # names of files need not be valid Unicode
+    except UnicodeEncodeError:
+        return False
 
 
 def check_value(keys, name, value, where):
@@ -244,8 +261,8 @@ def check_value(keys, name, value, where):
             refuse({"above": "above ", "minimum": "at least ", "maximum": "at most "}[word] + str(limits[word]))
     if kind is str and "path" in limits and not value:
         refuse("a path")
-    if kind is str and "\0" in value:
-        refuse("text without NUL characters")
+    if kind is str and ("\0" in value or not _is_encodable(value)):
+        refuse("text without NUL characters and lone surrogates")
     if "check" in limits and (allowed := limits["check"](value)):
         refuse(allowed)
     return value
@@ -293,7 +310,7 @@ def override(config, named):
 def read_config_file(path):
     """The keys and values of a JSON file, not checked yet."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open_plain(path, "r", encoding="utf-8") as file:
             values = json.load(file)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name a configuration with --config FILE") from None
@@ -322,15 +339,26 @@ def digest(value):
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
+def open_plain(path, mode="rb", **options):
+    """open(), for reading, but for what is no plain file: a pipe would be waited for, without end. Raises OSError."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise OSError(errno.EINVAL, "is no plain file", path)
+    return open(path, mode, **options)
+
+
 @contextlib.contextmanager
 def atomic_write(path):
     """A binary file that replaces path, or the file it links to, when the block ends, but not when the block fails."""
     path = os.path.realpath(path)
-    temporary = f"{path}.tmp"
+    folder, base = os.path.split(path)
+    stem = os.path.join(folder, f".{digest(base)}-")  # of its temporary files, which nobody else's are called
+    temporary = f"{stem}{secrets.token_hex(4)}{TEMPORARY}"
     try:
         with locked(f"{path}.writing", "write to another file, or again when it is done"):
+            for abandoned in glob.glob(f"{glob.escape(stem)}*{TEMPORARY}"):  # by a process that was killed
+                os.remove(abandoned)
             try:
-                with open(temporary, "wb") as file:
+                with open(temporary, "xb") as file:
                     yield file
                     file.flush()
                     os.fsync(file.fileno())
@@ -363,7 +391,7 @@ def locked(path, advice, wait=False):
     when the block ends.
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    if os.path.isfile(path) and os.path.getsize(path):
+    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path) or os.path.getsize(path)):
         raise UserError(f"{path}: is in the way of a lock, and not made by this program; move it elsewhere")
     announced = False
     while True:
@@ -412,7 +440,14 @@ def load_checkpoint(path, advice, part="weights"):
     Raises UserError; advice ends it.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with open_plain(path) as file:
+            if zipfile.is_zipfile(file):  # torch.save compresses nothing; a small file that unpacks to much is no model
+                with zipfile.ZipFile(file) as archive:
+                    unpacked = sum(member.file_size for member in archive.infolist())
+                if unpacked > 2 * os.path.getsize(path):
+                    raise ValueError("it unpacks to far more than its size")
+            file.seek(0)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; {advice}") from None
     except Exception as error:  # torch raises many kinds for files that are not its own

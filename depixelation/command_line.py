@@ -154,7 +154,7 @@ def _parse_option(keys, name, text):
         return text
     try:
         return json.loads(text)
-    except ValueError:  # also a number of too many digits
+    except (ValueError, RecursionError):  # also a number of too many digits
         return text
 
 

@@ -170,7 +170,7 @@ def test_the_other_tasks_models_do_what_they_are_for(task, names, column, refere
     folders = ["--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache")]
     assert main(["--task", task, "--evaluate", *paths, *options, *folders, "--device", "cpu", "--name", "it"]) == 0
     with open(tmp_path / "losses" / "it_evaluation.csv", encoding="utf-8") as file:
-        table = {row["model"]: float(row[column]) for row in csv.DictReader(file)}
+        table = {row["depixelation_model"]: float(row[column]) for row in csv.DictReader(file)}
     figures = [table.pop(display_path(path)) for path in paths]
     bar, sign = table.get(reference, reference), -1 if column == "score" else 1
     assert all(sign * figure > sign * bar for figure in figures)

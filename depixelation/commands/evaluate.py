@@ -24,7 +24,8 @@ def evaluate(task, options, paths):
     table, sheet = config.file("losses", "_evaluation.csv"), options.sheet or _figure(config, "_samples")
     drawn = glob.glob(glob.escape(config.file("losses", "_evaluation")) + "*.png")
     pictures = {*drawn, _figure(config, ""), sheet}
-    check_outputs([(table, "log"), *((path, "picture") for path in sorted(pictures))], [*paths, config.images])
+    outputs, read = [(table, "log"), *((path, "picture") for path in sorted(pictures))], [*paths, config.images]
+    check_outputs(outputs, read)
     models, device, precision = load_models(task, options, paths)
     task = task.as_measured(models, options)
     baselines = task.baselines()
@@ -33,13 +34,11 @@ def evaluate(task, options, paths):
             model.predictor = Predictor(baselines[model.name], device, precision)
     realism = bool(getattr(options, "realism", 0))
     refiner = measured_refiner(task, options) if realism else None
+    asked_for, models = len(models), task.compared(models, device, precision)  # a reference has seen images, too
     dataset, source = task.evaluation_set(models + ([refiner_record(refiner)] if refiner else []), options)
     if refiner:
         blend = blend_of(task, models[0].predictor, options)
-        blended = Model(f"{models[0].name}, R = {options.realism:g}", blend)
-    asked_for, models = len(models), task.compared(models, device, precision)
-    if refiner:
-        models.insert(asked_for, blended)
+        models.insert(asked_for, Model(f"{models[0].name}, R = {options.realism:g}", blend))
     measured = task.measure([model.predictor for model in models], dataset, keep_outputs=realism)
     print(f"\nOn {source}.")
     photos = np.arange(len(dataset)) % len(getattr(dataset, "indices", dataset))  # they may take turns
@@ -47,10 +46,9 @@ def evaluate(task, options, paths):
         photos = group_numbers(dataset.names)[photos]
     print_scores(task, models, measured, photos)
     print_differences(task, models, measured, photos)
-    rows = [
-        {"model": model.name, **{score: float(values[i].mean()) for score, values in measured.figures.items()}}
-        for i, model in enumerate(models)
-    ]
+    means = {score: values.mean(axis=1).tolist() for score, values in measured.figures.items()}
+    rows = [{"depixelation_model": m.name, **{s: means[s][i] for s in means}} for i, m in enumerate(models)]
+    check_outputs(outputs, read)  # again: some may have appeared meanwhile
     write_table(rows, table)
     figures = task.report(models, measured)
     written = []

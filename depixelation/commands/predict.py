@@ -79,7 +79,8 @@ def predict(task, options, paths):
     picture, possible = (os.path.splitext(submission)[0] + end for end in (".png", "_samples.png"))
     read = [*read, options.test_set]
     outputs = [(submission, picture), (picture, "picture"), (possible, "picture")]
-    check_outputs(outputs[: 3 if options.samples else 2], read)
+    outputs = outputs[: 3 if options.samples else 2]
+    check_outputs(outputs, read)
     models, _, _ = load_models(task, options, paths)
     warn_of_drawn_images(task, models)
     predictors = [model.predictor for model in models]
@@ -88,6 +89,7 @@ def predict(task, options, paths):
     started = time.perf_counter()
     predictions = restore_all(predictor, pixelated_images, known_arrays)
     seconds = max(time.perf_counter() - started, 1e-9)
+    check_outputs(outputs, read)  # again: some may have appeared meanwhile
     write_submission(predictions, pixelated_images, known_arrays, submission)
     shown = [i for i in range(min(8, len(predictions))) if predictions[i].shape == predictions[0].shape]
     images = (pixelated_images, known_arrays, predictions)

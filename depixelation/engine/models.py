@@ -41,8 +41,11 @@ def _is_entry(entry):
         isinstance(entry, dict)
         and isinstance(entry.get("images"), str)
         and isinstance(entry.get("held_out"), torch.Tensor)
+        and entry["held_out"].layout == torch.strided
+        and entry["held_out"].device.type == "cpu"
         and entry["held_out"].dtype == torch.int64
         and entry["held_out"].ndim == 1
+        and entry["held_out"].is_contiguous()  # no few numbers, repeated without end
     )
 
 
@@ -57,8 +60,11 @@ def load_weights(network, checkpoint, path):
         deeper = all(isinstance(network.get_submodule(name.rsplit(".", 2)[0]), ResidualBlock) for name in new)
         wider = {name: _widened(own[name], old) if name in own else old for name, old in weights.items()}
         network.load_state_dict({**own, **wider} if deeper else wider)
-    except (RuntimeError, AttributeError, IndexError, TypeError):
+        finite = all(torch.isfinite(t).all() for t in weights.values() if t.is_floating_point())
+    except (RuntimeError, AttributeError, IndexError, TypeError, NotImplementedError):  # also of meta and sparse ones
         raise mismatch_error(network, checkpoint, path) from None
+    if not finite:
+        raise UserError(f"{path}: holds weights that are not finite; train it again with a smaller --learning_rate")
 
 
 def mismatch_error(network, checkpoint, path):
@@ -177,7 +183,7 @@ def validated_in(checkpoint, device):
 def warn_of_leaks(task):
     """Say so where a model that this one goes on from may have been trained on images that are held out now."""
     for entry in task.inherited:
-        known, same = entry["held_out"], entry["images"] == os.path.basename(task.config.images)
+        known, same = entry["held_out"], entry["images"] == task.config.images_name()
         if same and len(known) and not torch.isin(task.held_out, known).all():
             print(
                 f"warning: a model that this one starts from was trained on {display_path(entry['images'])}, with "

@@ -17,8 +17,8 @@ def sign(kind):
 
 
 SIGNS = {kind: (sign(kind).encode(),) for kind in ("picture", "archive", "test set")}
-SIGNS |= {"model": (b"validation_fraction",), "config": (b'"validation_fraction"',)}  # a key that others hardly have
-SIGNS |= {"log": (b"epoch,step,samples,minutes", b"model,")}  # how the table of a run, and of --evaluate, begins
+CONFIG_KEYS = (b"network_options", b"validation_fraction", b"synthetic_images", b"ema_decay")  # all of them in one file
+SIGNS["log"] = (b"epoch,step,samples,minutes,train_loss", b"depixelation_model,")  # how a run's, and a table, begins
 RUN_FILES = (("models", ".pt", "model"), ("models", ".last.pt", "model"), ("models", ".json", "config"))
 RUN_FILES += (("losses", ".csv", "log"), ("losses", ".png", "picture"), ("losses", "_samples.png", "picture"))
 
@@ -32,10 +32,11 @@ def file_digest(path):
 def written_by_us(path, kind):
     """Whether this program wrote the file, as one of this kind.
 
-    kind: a key of SIGNS; or, for a file without room for a sign, the path of the one that would hold its digest.
+    kind: a key of SIGNS, or "model" or "config", which hold all of CONFIG_KEYS; or, for a file without room for a sign,
+    the path of the one that would hold its digest.
     """
     signs, start = SIGNS.get(kind), path
-    if signs is None:
+    if signs is None and kind not in ("model", "config"):
         signs, start = (file_digest(path).encode(),), kind
         if not os.path.isfile(kind):
             return False
@@ -43,6 +44,9 @@ def written_by_us(path, kind):
         head = file.read(2**22)  # before the sign there may be a colour profile
         file.seek(max(0, os.path.getsize(start) - 2**12))
         tail = file.read()
+    if signs is None:
+        begins = head.startswith(b"PK") if kind == "model" else head.lstrip().startswith(b"{")
+        return begins and all(key in head or key in tail for key in CONFIG_KEYS)
     return head.startswith(signs) if kind == "log" else any(each in head or each in tail for each in signs)
 
 

@@ -193,7 +193,7 @@ def restore_run(config, task, learner, state):
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         path, reason = config.file("models", ".last.pt"), str(error).partition("\n")[0]
         raise UserError(f"{path}: holds no state of this program ({reason}); start a new run with --init") from None
-    if state["images"] != task.fingerprint():
+    if not task.is_trained_on(state["images"]):
         raise UserError(f"images: {config.images} no longer holds the same photos; start a new run with --init")
     for name in before.keys() | task.sources.keys():
         if before.get(name) != task.sources.get(name):

@@ -3,7 +3,7 @@
 import csv
 import io
 
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, open_plain
 
 
 def write_table(rows, path):
@@ -19,11 +19,13 @@ def write_table(rows, path):
 def read_log(path):
     """The rows of losses/NAME.csv, numbers as floats. Raises UserError."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open_plain(path, "r", encoding="utf-8", newline="") as file:
             rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-        if rows:
-            return rows
-        raise ValueError("it has no rows")
+        if not rows:
+            raise ValueError("it has no rows")
+        if not {"epoch", "minutes"} <= rows[0].keys():
+            raise ValueError("it has no columns epoch and minutes")
+        return rows
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name a run that was trained here") from None
     except (ValueError, TypeError) as error:

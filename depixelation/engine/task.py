@@ -40,6 +40,7 @@ class Task:
         self.config = config
         self.training_set = self.validation_set = None
         self.held_out = torch.empty(0, dtype=torch.int64)  # holdout.held_out_digests, where a task can tell
+        self.content = ""  # a digest of the images that are trained on, where a task can tell
         self.inherited = []  # models.training_record of other models that this one learns from
         self.sources = {}  # {key: outputs.file_digest} of the models' files that each step of training needs
 
@@ -103,7 +104,11 @@ class Task:
 
     def fingerprint(self):
         """Tells whether a resumed run trains on the same images."""
-        return digest(self.training_set.names)
+        return digest([self.training_set.names, self.content])
+
+    def is_trained_on(self, fingerprint):
+        """Whether a run with this fingerprint was trained on the same images."""
+        return fingerprint in (self.fingerprint(), digest(self.training_set.names))  # earlier versions' had names alone
 
     def count_images(self):
         """How many different images there are to train on."""

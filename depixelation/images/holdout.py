@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from depixelation.images.cache import open_cache
-from utils import UserError, display_path
+from utils import UserError, digest, display_path
 
 MAX_HELD_OUT = 20_000  # images whose digests a model keeps, 8 bytes each
 
@@ -43,7 +43,7 @@ def split_by_folder(names, fraction):
     """
     groups = alike_groups(names)
     wanted = max(1, round(fraction * len(names)))
-    step = max(1, round(1 / fraction))
+    step = max(1, min(len(groups), round(1 / fraction)))
     order = [i for start in range(step) for i in range(start, len(groups), step)]
     held_out, count = set(), 0
     for i in order:
@@ -72,6 +72,11 @@ def thumbnail_digests(cache, indices):
     """A number for each of these images that tells their thumbnails apart: (N,) int64."""
     digests = (hashlib.blake2b(cache.thumbnails[i].tobytes(), digest_size=8).digest() for i in indices)
     return np.array([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=np.int64)
+
+
+def content_digest(cache):
+    """A digest of all images' thumbnails, in order: of those held out, too, as which are may have been exchanged."""
+    return digest(thumbnail_digests(cache, range(len(cache))).tolist())
 
 
 def held_out_digests(cache, train_indices, validation_indices):
@@ -126,4 +131,4 @@ def _held_out(cache, config):
 
 
 def _stem(path):
-    return os.path.splitext(os.path.basename(path))[0]
+    return path if path == "synthetic" else os.path.join(".", os.path.splitext(os.path.basename(path))[0])

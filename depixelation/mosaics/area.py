@@ -125,7 +125,9 @@ AREA = key(
 def check_area(area, pixels, path):
     """(x, y, width, height) that lies in the photo. Raises UserError."""
     x, y, width, height = area
-    if x < 0 or y < 0 or width < 2 or height < 2 or x + width > pixels.shape[1] or y + height > pixels.shape[0]:
+    if width < 2 or height < 2:
+        raise UserError(f"area: {x} {y} {width} {height} (x, y, width, height) must be 2 pixels a side at least")
+    if x < 0 or y < 0 or x + width > pixels.shape[1] or y + height > pixels.shape[0]:
         raise UserError(
             f"area: {x} {y} {width} {height} (x, y, width, height) does not lie in {path}, "
             f"{pixels.shape[1]} x {pixels.shape[0]} pixels"

@@ -20,7 +20,7 @@ from depixelation.engine.predictor import Ensemble, Predictor
 from depixelation.engine.restoration import BATCH, mse_per_image, restore, rmse_per_image, to_inputs
 from depixelation.engine.task import Task
 from depixelation.figures.restoration import plot_errors, restoration_sheet
-from depixelation.images.holdout import held_out_digests, image_source, images_with_truth
+from depixelation.images.holdout import content_digest, held_out_digests, image_source, images_with_truth
 from utils import ROOT, key
 
 REFERENCE = os.path.join(ROOT, "models", "BasicCNN.pt")  # its score is worth 200 points
@@ -93,6 +93,7 @@ class RectangleTask(Task):
         config = self.config
         cache, train_indices, validation_indices = image_source(config)
         self.held_out = held_out_digests(cache, train_indices, validation_indices)
+        self.content = content_digest(cache)
         self.training_set = CachedPixelationDataset(
             cache, train_indices, config.seed, config.crop_scale, config.max_images
         )

@@ -26,7 +26,7 @@ class DenoisingConfig(DigitsConfig):
     """The keys of denoising."""
 
     task: str = inherited("task", "denoising")
-    name: str = inherited("name", "denoising")
+    name: str = inherited("name", "denoiser")  # models/denoising.pt is shipped
     network: str = key("UNet", "the architecture", choices=tuple(NETWORKS))
     learning_rate: float = inherited("learning_rate", 2e-3)
     loss: str = key("mse", "mse, as in the exercise, or mae, the score", choices=("mse", "mae"))
@@ -72,6 +72,9 @@ class Denoising(Task):
 
     def fingerprint(self):
         return self.content
+
+    def is_trained_on(self, fingerprint):
+        return fingerprint == self.content
 
     def loss(self, learner, batch):
         noisy, clean = batch

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 
 from depixelation.figures.curves import column_panels
-from depixelation.images.holdout import held_out_digests, image_source, images_with_truth
+from depixelation.images.holdout import content_digest, held_out_digests, image_source, images_with_truth
 from depixelation.mosaics.file_areas import FileAreas
 from depixelation.mosaics.rectangle_tasks import RestorationConfig, RestorationTask
 from utils import ROOT, inherited, key
@@ -46,6 +46,7 @@ class Files(RestorationTask):
         config = self.config
         cache, train_indices, validation_indices = image_source(config, colour=True)
         self.held_out = held_out_digests(cache, train_indices, validation_indices)
+        self.content = content_digest(cache)
         self.training_set = FileAreas(cache, train_indices, config.seed, config.crops, distinct=config.max_images)
         self.validation_set = FileAreas(cache, validation_indices, 0, config.pictures, training=False)
 

@@ -15,7 +15,7 @@ from depixelation.engine.predictor import Predictor
 from depixelation.engine.task import Task
 from depixelation.figures.areas import outline_areas
 from depixelation.figures.curves import column_panels
-from depixelation.images.holdout import held_out_digests, image_source, images_with_truth
+from depixelation.images.holdout import content_digest, held_out_digests, image_source, images_with_truth
 from depixelation.mosaics.finder import Finder, FlatFinder, MosaicNet
 from depixelation.mosaics.making import FORMATS, MosaicCrops, MosaicPhotos
 from utils import ROOT, Config, inherited, key
@@ -79,6 +79,7 @@ class Finding(Task):
         config = self.config
         cache, train_indices, validation_indices = image_source(config, colour=True)
         self.held_out = held_out_digests(cache, train_indices, validation_indices)
+        self.content = content_digest(cache)
         self.training_set = MosaicCrops(cache, train_indices, config.seed, config.crops, config.max_images)
         self.validation_set = MosaicPhotos(cache, validation_indices, config.pictures)
 

@@ -30,7 +30,7 @@ class FlowConfig(Config):
     """The keys of the flow."""
 
     task: str = inherited("task", "flow")
-    name: str = inherited("name", "flow")
+    name: str = inherited("name", "realism")  # models/flow.pt is shipped
     network: str = key("OddFlowUNet", "the architecture", choices=tuple(NETWORKS))
     init: str = key(
         "models/photos_cpu.pt",

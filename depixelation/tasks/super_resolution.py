@@ -17,7 +17,7 @@ from depixelation.engine.options import EvaluateOptions, RealismOptions, named_o
 from depixelation.engine.predictor import Predictor
 from depixelation.figures.curves import column_panels
 from depixelation.figures.sheets import sheet_rows
-from depixelation.images.holdout import held_out_digests, image_source, images_with_truth
+from depixelation.images.holdout import content_digest, held_out_digests, image_source, images_with_truth
 from depixelation.images.photos import COLOUR_SIDE
 from utils import ROOT, UserError, display_path, inherited, key
 
@@ -81,6 +81,7 @@ class SuperResolution(Adversarial):
         config = self.config
         cache, train_indices, validation_indices = image_source(config, colour=True)
         self.held_out = held_out_digests(cache, train_indices, validation_indices)
+        self.content = content_digest(cache)
         smallest = config.crop_size + 2 * CachedCrops.MARGIN
         large = [i for i in train_indices if min(cache.shapes[i][:2]) >= smallest]
         if not large:

@@ -96,7 +96,7 @@ def test_evaluation(trained_digits, run, tmp_path, capsys):
     assert run("--evaluate", model, "--name", "it", "--synthetic_images", "3000") == 0
     with open(tmp_path / "losses" / "it_evaluation.csv", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
-    assert row["model"] == model and 90 < float(row["accuracy"]) <= 100
+    assert row["depixelation_model"] == model and 90 < float(row["accuracy"]) <= 100
     assert "500 drawn digits, the test part" in capsys.readouterr().out
     for name in ("it_evaluation_confusion.png", "it_evaluation_samples.png"):
         with Image.open(tmp_path / "losses" / name) as image:

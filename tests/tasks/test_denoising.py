@@ -123,7 +123,7 @@ def test_train_interrupt_resume_evaluate(run, tmp_path, monkeypatch, capsys):
     with Image.open(sheet) as image:
         assert image.format == "JPEG"
     with open(tmp_path / "losses" / "denoising_evaluation.csv", encoding="utf-8") as file:
-        table = {row.pop("model"): row for row in csv.DictReader(file)}
+        table = {row.pop("depixelation_model"): row for row in csv.DictReader(file)}
     assert list(table) == [model, "noisy image", "minus mean", "3x3 median"]
     assert abs(float(table["noisy image"]["mae"]) - 0.5) < 0.02 and table[model].keys() == {"mae", "psnr"}
     assert "uniform noise" in capsys.readouterr().out

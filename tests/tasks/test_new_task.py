@@ -66,7 +66,8 @@ def test_a_task_of_two_parts_trains_resumes_and_is_evaluated(run, tmp_path, monk
     assert "On 40 numbers" in output and re.search(r"parts\.pt  \+0\.000 \(\+0\.000 to \+0\.000\)", output)
     with open(tmp_path / "losses" / "tiny_evaluation.csv", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
-    assert [row["model"].endswith(f"{name}.pt") for row, name in zip(table, ("whole", "parts"))] == [True, True]
+    names = [row["depixelation_model"] for row in table]
+    assert [name.endswith(f"{run}.pt") for name, run in zip(names, ("whole", "parts"))] == [True, True]
     assert float(table[0]["closeness"]) == pytest.approx(rows[-1]["closeness"], abs=1e-3)
     assert run("--compare", "whole", "parts") == 0 and (tmp_path / "losses" / "tiny_compared.png").exists()
     assert run("--compare", "whole", "missing") == 2

@@ -319,7 +319,7 @@ def test_train_interrupt_resume_evaluate(run, tmp_path, monkeypatch, capsys):
     )
     with open(tmp_path / "losses" / "table_evaluation.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [os.path.basename(row["model"]) for row in rows] == [
+    assert [os.path.basename(row["depixelation_model"]) for row in rows] == [
         "whole.pt",
         "parts.pt",
         "nearest",
