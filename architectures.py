@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from datasets import SIZE_RANGE
 from depixelation.block_grid import BlockGrid, interpolate
-from depixelation.symmetry import SYMMETRIES, odd, tie_filters, transform
+from depixelation.symmetry import SYMMETRIES, each, odd, tie_filters, transform
 
 # ------------------------------------------------------------------------------------------------ the networks
 
@@ -98,8 +98,11 @@ class UNet(nn.Module):
 
     def forward(self, maps):
         height, width = maps.shape[2:]
-        if height % self.multiple or width % self.multiple:
-            maps = F.pad(maps, (0, -width % self.multiple, 0, -height % self.multiple), "replicate")
+        below, right = -height % self.multiple, -width % self.multiple
+        maps = F.pad(maps, (0, right, 0, below), "replicate") if below or right else maps
+        return self.stages(maps)[:, :, :height, :width]  # (N, out_channels, H, W)
+
+    def stages(self, maps):  # a tensor, or Parities; H and W are multiples of .multiple
         x, skips = self.first(maps), []  # (N, in_channels, H, W) -> (N, channels[0], H, W)
         for stage, reduce in zip(self.down, self.reduce):
             x = stage(x)
@@ -107,8 +110,8 @@ class UNet(nn.Module):
             x = reduce(x)  # (N, a, h, w) -> (N, b, h / 2, w / 2)
         x = self.bottom(x)
         for stage, expand in zip(reversed(self.up), reversed(self.expand)):
-            x = stage(F.pixel_shuffle(expand(x), 2) + skips.pop())  # (N, b, h / 2, w / 2) -> (N, a, h, w)
-        return self.last(x)[:, :, :height, :width]  # (N, out_channels, H, W)
+            x = stage(each(F.pixel_shuffle, expand(x), 2) + skips.pop())  # (N, b, h / 2, w / 2) -> (N, a, h, w)
+        return self.last(x)
 
 
 class ResidualUNet(UNet):
@@ -133,9 +136,10 @@ class ResidualUNet(UNet):
         if not 0 <= margin <= 1000:
             raise ValueError("margin must be 0 to 1000")
         self.margin, self.sizes, self.consistent = margin, range(size_range[0], size_range[1] + 1), consistent
+        self.narrowed = 0  # pixels by which the window reaches less far for a time, in training
 
     def window_side(self, extent):
-        """Side of the window, in pixels, for a rectangle's width or height: an int, array or tensor of ints."""
+        """Side of the full window, in pixels, for a rectangle's width or height: an int, array or tensor of ints."""
         return -(-(extent + 2 * self.margin) // self.multiple) * self.multiple
 
     def forward(self, inputs, views=(0,)):
@@ -157,7 +161,7 @@ class ResidualUNet(UNet):
         length = unknown.shape[axis]
         hit = unknown.any(dim=3 - axis).int()  # (N, H or W)
         first, extent = hit.argmax(dim=1), length - hit.flip(1).argmax(dim=1) - hit.argmax(dim=1)
-        side = self.window_side(extent).clamp(max=length)
+        side = self.window_side(extent - 2 * min(self.narrowed, self.margin)).clamp(max=length)
         return (first + torch.div(extent - side, 2, rounding_mode="floor")).clamp(min=0).minimum(length - side), side
 
     def _restore(self, maps, unknown, views):
@@ -199,8 +203,8 @@ class OddUNet(EquivariantUNet):
     MAPS = 6, 2  # each map and its negative, or its two parities; what is known twice
     SIGNS = -1, -1, 1
 
-    def residual(self, maps):
-        return odd(super().residual, maps, self.SIGNS)
+    def stages(self, maps):
+        return odd(super().stages, maps, self.SIGNS)
 
 
 FLOW_STEPS = 25  # of Euler's method; fewer give smoother areas

@@ -84,6 +84,7 @@ def train(config, task, processes, state=None):
     with Interrupts(loud=not processes.rank) as interrupts, EpochBar(len(task.training_set)) as bar:
         for batch in batches:
             batch = [tensor.to(device, non_blocking=True) for tensor in batch]
+            task.begin_step(network, run.progress(run.step))
             losses, count = task.train_step(learner, batch, run.learning_rate())
             run.add(losses, count, processes, device)
             run.count_step(len(batch[0]), interrupts.received, processes, device)

@@ -7,12 +7,13 @@ channel a then has a partner b: what a would be for the negated image. Negating 
 (a + b) / 2 stays the same, it is even, and (a - b) / 2 changes its sign, it is odd: the two parities. A tied filter
 treats a and b alike, a' = p a + q b and b' = q a + p b. Therefore even' = (p + q) even and odd' = (p - q) odd: two
 convolutions instead of four, half of the FLOPs. Only ReLU needs a = even + odd and b = even - odd themselves.
-Where by_parity says so, a network computes with parities: the even maps are the first half of a batch, the odd ones
-the second.
+Where by_parity says so, a network computes with Parities, two tensors: in one, they would have to be cut out and put
+together again for every layer, and the last layers would be trained on even maps that nobody needs.
 """
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -123,10 +124,10 @@ class EquivariantConv2d(nn.Module):
         return [_from_matrix(_as_matrix(filters), self.shape[-2:]) for filters in (p + q, p - q)]
 
     def forward(self, maps):
-        if self.paired and by_parity(maps):
-            bias = self.bias.repeat_interleave(self.outputs // 2 * self.subpixels**2)  # of a and b: they differ by 0
-            halves = zip(maps.chunk(2), self.parity_filters(), (bias, None))
-            return torch.cat([F.conv2d(half, f, b, self.stride, self.padding) for half, f, b in halves])
+        if isinstance(maps, Parities):
+            bias = self.bias.repeat_interleave(self.outputs // 2 * self.subpixels**2)  # of a and b: they differ by 0,
+            parts = zip(maps, self.parity_filters(), (bias, 0 * bias))  # which is in the graph: all need a gradient
+            return Parities(*(F.conv2d(part, f, b, self.stride, self.padding) for part, f, b in parts))
         bias = self.bias.repeat_interleave(self.outputs * self.subpixels**2)
         return F.conv2d(maps, self.filters(), bias, self.stride, self.padding)
 
@@ -141,16 +142,50 @@ def _from_matrix(matrix, sides):
     return matrix.unflatten(1, (*sides, -1)).permute(0, 3, 1, 2)
 
 
+class Parities(NamedTuple):
+    """The even and the odd maps, a tensor each, where a network would have one tensor of pairs of maps."""
+
+    even: torch.Tensor
+    odd: torch.Tensor
+
+    def __add__(self, other):
+        return Parities(self.even + other.even, self.odd + other.odd)
+
+
+def each(function, maps, *arguments):
+    """The function of maps, or of either parity; for functions that treat all channels alike and are linear."""
+    if isinstance(maps, Parities):
+        return Parities(*(function(part, *arguments) for part in maps))
+    return function(maps, *arguments)
+
+
 class PairReLU(nn.Module):
     """ReLU of paired channels. On parities it acts on a and b, and is the only layer that mixes the two."""
 
     def forward(self, maps):
-        if not by_parity(maps):
-            return F.relu(maps)
-        even, odd = maps.chunk(2)
-        a, b = F.relu(even + odd), F.relu(even - odd)
+        return Parities(*ParityReLU.apply(*maps)) if isinstance(maps, Parities) else F.relu(maps)
+
+
+class ParityReLU(torch.autograd.Function):
+    """((a + b) / 2, (a - b) / 2) of a = ReLU(even + odd), b = ReLU(even - odd).
+
+    The gradient takes the same steps as the function, which in autograd's hands are nearly twice as many passes over
+    memory.
+    """
+
+    @staticmethod
+    def forward(ctx, even, odd):
+        a, b = (even + odd).relu_(), (even - odd).relu_()
+        ctx.save_for_backward(a, b)
         mean = torch.lerp(a, b, 0.5)
-        return torch.cat([mean, a - mean])  # (a + b) / 2 and (a - b) / 2, in fewer passes over memory
+        return mean, a - mean
+
+    @staticmethod
+    def backward(ctx, even, odd):
+        a, b = ctx.saved_tensors
+        a, b = (torch.ops.aten.threshold_backward(g, out, 0) for g, out in ((even + odd, a), (even - odd, b)))
+        mean = torch.lerp(a, b, 0.5)
+        return mean, a - mean
 
 
 def by_parity(maps):
@@ -166,8 +201,7 @@ def odd(network, maps, signs):
     """
     if by_parity(maps):  # a map that negation does not change is all even; one whose sign it changes is all odd
         even = torch.tensor(signs).view(-1, 1, 1) > 0
-        parities = torch.cat([maps * even, maps * ~even]).contiguous(memory_format=torch.channels_last)
-        return network(parities).chunk(2)[1]
+        return network(Parities(maps * even, maps * ~even)).odd
     pairs = [m for one, sign in zip(maps.split(1, dim=1), signs) for m in (one, one if sign > 0 else -one)]
     pairs = torch.cat(pairs, dim=1).contiguous(memory_format=torch.channels_last)  # (N, 2C, H, W)
     one, other = network(pairs).float().split(1, dim=1)
@@ -180,12 +214,12 @@ def tie_filters(unet, odd=False):
     The maps that it takes and returns turn, but are no fields. odd: tie the filters by negation, too; maps then come in
     pairs, of the image and of the negated image.
     """
-    few, many = (2, 16) if odd else (1, 8)
-    roles = {"first": {"inputs": few}, "last": {"outputs": few}}
+    image_fields, feature_fields = (2, 16) if odd else (1, 8)
+    roles = {"first": {"inputs": image_fields}, "last": {"outputs": image_fields}}
     roles |= {f"expand.{i}": {"subpixels": 2} for i in range(len(unet.expand))}
     for name, module in list(unet.named_modules()):
         if isinstance(module, nn.Conv2d):
-            role = {"outputs": many, "inputs": many} | roles.get(name, {})
+            role = {"outputs": feature_fields, "inputs": feature_fields} | roles.get(name, {})
             unet.set_submodule(name, EquivariantConv2d(module, **role))
         elif odd and isinstance(module, nn.ReLU):
             unet.set_submodule(name, PairReLU())

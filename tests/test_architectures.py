@@ -178,6 +178,11 @@ def test_window_is_as_large_as_its_rectangle_needs():
         unknown[i, :, start : start + extent] = True
     assert [t.tolist() for t in network._windows(unknown, 2)] == [[12, 0, 40], [24, 32, 24]]
     assert [t.tolist() for t in network._windows(unknown, 1)] == [[0] * 3, [64] * 3]
+    network.narrowed = 4
+    assert [t.tolist() for t in network._windows(unknown, 2)] == [[16, 0, 48], [16, 24, 16]]
+    assert network.window_side(8) == 24  # by which images are grouped, whatever the progress
+    network.narrowed = 100  # as far as there is a margin
+    assert [t.tolist() for t in network._windows(unknown, 2)] == [[20, 0, 56], [8, 16, 8]]
 
 
 def test_views_are_the_eight_symmetries_and_their_mean_keeps_block_means():

@@ -357,21 +357,25 @@ def test_one_end_that_is_given_alone_lifts_the_other(run, tmp_path):
     assert log(tmp_path, "minutes")[-1]["epoch"] == 1
 
 
-def test_a_state_saved_within_an_epoch_resumes_exactly(run, tmp_path, monkeypatch):
+WINDOWS = ["--network", "ResidualUNet", "--network_options", '{"channels": [8, 8], "blocks": [1, 1]}']
+
+
+@pytest.mark.parametrize("options", [[], WINDOWS])  # with windows that widen
+def test_a_state_saved_within_an_epoch_resumes_exactly(run, tmp_path, monkeypatch, options):
     with monkeypatch.context() as patch:
         saves, save = [], entry.save_run
         patch.setattr(entry, "save_run", lambda *arguments: saves.append(1) or save(*arguments))
-        assert run("--name", "whole", "--epochs", "2") == 0
+        assert run("--name", "whole", "--epochs", "2", *options) == 0
         assert len(saves) == 3  # before the first step and after each epoch
     with monkeypatch.context() as patch:
         calls, loss = [], rectangle_tasks.training_loss
         patch.setattr(runs, "SAVE_EVERY", -1)
         patch.setattr(rectangle_tasks, "training_loss", lambda *a: calls.append(len(calls) < 6 or 1 / 0) or loss(*a))
         with pytest.raises(ZeroDivisionError):  # as if killed: nothing is saved at the end
-            run("--name", "parts", "--epochs", "2")
+            run("--name", "parts", "--epochs", "2", *options)
     paths = [tmp_path / "models" / f"{name}.last.pt" for name in ("parts", "whole")]
     assert torch.load(paths[0], weights_only=True)["run"]["step"] == 6
-    assert run("--name", "parts", "--resume") == 0
+    assert run("--name", "parts", "--resume", *options) == 0
     parts, whole = map(load_weights, paths)
     assert whole.keys() == parts.keys() and all(map(torch.equal, whole.values(), parts.values()))
 

@@ -10,6 +10,8 @@ from depixelation.engine.models import load_weights
 from depixelation.symmetry import (
     SYMMETRIES,
     EquivariantConv2d,
+    PairReLU,
+    Parities,
     by_parity,
     products,
     tied_entries,
@@ -81,6 +83,15 @@ def test_parities_give_the_same_output_and_gradient_for_half_of_the_flops(monkey
     assert by_parity(maps)
     with torch.autocast("cpu", torch.bfloat16):
         assert not by_parity(maps)
+
+
+def test_relu_of_parities_is_that_of_pairs():
+    even, odd = (torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    a, b = (maps.relu() for maps in (even + odd, even - odd))
+    parities = PairReLU()(Parities(even, odd))
+    assert torch.allclose(parities.even, (a + b) / 2) and torch.allclose(parities.odd, (a - b) / 2)
+    assert torch.autograd.gradcheck(lambda *parts: tuple(PairReLU()(Parities(*parts))), (even, odd))
+    assert torch.autograd.gradcheck(lambda *parts: PairReLU()(Parities(*parts)).odd, (even, odd))  # even: not needed
 
 
 def test_a_negative_is_restored_as_a_negative():

@@ -78,6 +78,9 @@ class Task:
         check_task(self, checkpoint, path)
         load_weights(network, checkpoint, path)
 
+    def begin_step(self, network, progress):
+        """Set what changes in the network in the course of training. progress: Run.progress, 0 to 1."""
+
     def loss(self, learner, batch):
         """What the network is to minimise on a batch, and what else the log shall hold.
 

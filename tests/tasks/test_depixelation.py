@@ -7,6 +7,8 @@ from conftest import TINY_UNET, log
 from PIL import Image
 
 import main as entry
+from architectures import BasicCNN, OddUNet
+from depixelation.tasks.depixelation import Depixelation
 
 
 def test_black_photos_have_no_points_and_no_place(run, tmp_path, capsys):
@@ -26,3 +28,13 @@ def test_two_images_are_learned_by_heart(tmp_path):
     assert entry.main(options) == 0
     rows = log(tmp_path)
     assert rows[-1]["train_loss"] < 0.6 * rows[0]["train_loss"] and rows[-1]["train_loss"] < 0.5 * rows[-1]["score"]
+
+
+def test_windows_widen_in_the_course_of_training():
+    task, network = Depixelation(Depixelation.Config()), OddUNet((16, 32), (1, 1))
+    for progress, pixels in ((0, 8), (0.29, 8), (0.3, 4), (0.69, 4), (0.7, 0), (1, 0)):
+        task.begin_step(network, progress)
+        assert network.narrowed == pixels
+    task.begin_step(BasicCNN(), 0)  # has no windows
+    Depixelation(Depixelation.Config(init="models/photos.pt")).begin_step(network, 0)
+    assert network.narrowed == 0  # that model knows full windows
