@@ -57,13 +57,14 @@ def plot_sheet(rows, path, note="", heading=""):
     texts = [[max(cell[k].count("\n") + 1 if cell[k] else 0 for cell in row) for k in (1, 2)] for row in rows]
     width = max(map(len, rows)) * (side + gap) + gap
     top = gap + 2 * line * bool(heading)
-    height = sum(side + gap + line * (above + below) for above, below in texts) + top
+    tall = [max(side * cell[0].shape[0] / max(cell[0].shape[:2]) for cell in row) for row in rows]  # of wide images
+    height = sum(tall) + sum(gap + line * (above + below) for above, below in texts) + top
     figure = new_figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.text(gap, gap, heading, ha="left", va="top", fontsize=10)
     y = top
-    for row, (above, below) in zip(rows, texts):
+    for row, (above, below), extent_y in zip(rows, texts, tall):
         y += line * above
         for k, (image, title, caption) in enumerate(row):
             image = image.numpy() if isinstance(image, torch.Tensor) else image
@@ -71,7 +72,7 @@ def plot_sheet(rows, path, note="", heading=""):
             right, bottom = x + extent * image.shape[1], y + extent * image.shape[0]
             axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(x, right, bottom, y))
             axes.text(x + side / 2, y - 0.03, title, ha="center", va="bottom", fontsize=8)
-            axes.text(x + side / 2, y + side + 0.03, caption, ha="center", va="top", fontsize=8)
-        y += side + gap + line * below
+            axes.text(x + side / 2, y + extent_y + 0.03, caption, ha="center", va="top", fontsize=8)
+        y += extent_y + gap + line * below
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     save_figure(figure, path, note)
