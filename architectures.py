@@ -4,12 +4,12 @@ Depixelation: (N, 2, H, W) -> (N, 1, H, W), float32. Input channel 0: the pixela
 (uint8 / 255). Channel 1: the known mask, 1 where the pixel is original, 0 where it is to be predicted. Output: the
 restored image on the same scale.
 
-OddUNet          ours: a U-Net that respects what is known; its filters are tied by mirroring, turning and negation
-EquivariantUNet  the same, tied by mirroring and turning; ResidualUNet: with free filters, of earlier versions
-OddFlowUNet      the velocity of a flow from what OddUNet restores to a likely original
+OddUNet          ours: a U-Net that keeps known pixels; its filters are tied by reflection, rotation and negation
+EquivariantUNet  the same, tied by reflection and rotation; ResidualUNet: with untied filters, of earlier versions
+OddFlowUNet      the velocity of a flow from OddUNet's restoration to a likely original
 DeePixV1         the winner of the 2023 challenge
 BasicCNN         the course's reference
-IdentityModel    the pixelated image itself: what doing nothing scores
+IdentityModel    returns the pixelated image: the score of doing nothing
 
 UNet, for any task: residual blocks (He et al. 2016) at several resolutions (Ronneberger et al. 2015)
 Denoising, (N, 1, H, W) -> the same: UNet; the exercise sheet's DenoisingCNN
@@ -29,7 +29,7 @@ from depixelation.symmetry import SYMMETRIES, each, odd, tie_filters, transform
 
 
 class IdentityModel(nn.Module):
-    """Returns the pixelated image: the challenge's zero-point mark."""
+    """Returns the pixelated image; its score is worth 0 points."""
 
     def forward(self, inputs):
         return inputs[:, :1]
@@ -43,7 +43,7 @@ def _plain(a, b, channels, layers, activation):
 
 
 class BasicCNN(nn.Module):
-    """The course's reference: hidden layers of 3x3 kernels with ReLU, one output layer. Its score is 200 points."""
+    """The course's reference: hidden layers of 3x3 kernels with ReLU, one output layer. It is worth 200 points."""
 
     def __init__(self, channels=32, layers=5):
         super().__init__()
@@ -69,11 +69,11 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Residual blocks at several resolutions, joined by skip connections that are added. Its output starts at zero.
+    """Residual blocks at several resolutions, joined by additive skip connections. The output starts at zero.
 
-    (N, in_channels, H, W) -> (N, out_channels, H, W); inside, H and W are padded to multiples of .multiple. channels:
-    per stage; the first works at full resolution, each further one at half of that before. blocks: residual blocks per
-    stage, on the way down and again on the way up, at the bottom once.
+    (N, in_channels, H, W) -> (N, out_channels, H, W); inside, H and W are padded to multiples of .multiple.
+    channels: per stage, the first at full resolution, each further one at half the resolution before.
+    blocks: residual blocks per stage, both on the way down and on the way up; the bottom has them once.
     """
 
     def __init__(self, in_channels=1, out_channels=1, channels=(32, 64, 96), blocks=(2, 2, 2)):
@@ -115,19 +115,19 @@ class UNet(nn.Module):
 
 
 class ResidualUNet(UNet):
-    """Our residual CNN: a U-Net on a window around the rectangle that predicts a residual on the pixelated image.
+    """Our residual CNN: in a window around the rectangle, a U-Net adds a residual to a smooth interpolation.
 
-    Known pixels are returned as they are; if consistent, the mean of each block of the output is the block's pixelated
-    value plus the expected loss of its flooring. The U-Net starts from a smooth interpolation with these means, and
-    sees it at zero mean and unit deviation around the rectangle.
+    Known pixels are returned unchanged. If consistent, the mean of each output block is its pixelated value plus the
+    expected loss by flooring. The interpolation has these means, too. The U-Net sees it at zero mean and unit deviation
+    around the rectangle.
 
-    channels, blocks: of the UNet. margin: how far the window reaches beyond the rectangle, in pixels, at least.
+    channels, blocks: of the UNet. margin: the least number of pixels by which the window exceeds the rectangle.
     size_range: smallest and largest block size that may occur. consistent: False where a block's value need not be its
-    mean; then the U-Net alone decides what the means are.
+    mean; then the U-Net alone decides the means.
     """
 
-    VIEWS = SYMMETRIES  # The block grid is dealt with outside of the U-Net, so what it sees may be turned.
-    MAPS = 3, 1  # that the U-Net takes, and returns
+    VIEWS = SYMMETRIES  # the block grid is handled outside of the U-Net, so its input may be turned
+    MAPS = 3, 1  # channels that the U-Net takes and returns
 
     def __init__(
         self, channels=(32, 64, 96, 128), blocks=(4, 3, 2, 2), margin=8, size_range=SIZE_RANGE, consistent=True
@@ -136,14 +136,14 @@ class ResidualUNet(UNet):
         if not 0 <= margin <= 1000:
             raise ValueError("margin must be 0 to 1000")
         self.margin, self.sizes, self.consistent = margin, range(size_range[0], size_range[1] + 1), consistent
-        self.narrowed = 0  # pixels by which the window reaches less far for a time, in training
+        self.narrowed = 0  # pixels by which the margin is reduced, early in training
 
     def window_side(self, extent):
         """Side of the full window, in pixels, for a rectangle's width or height: an int, array or tensor of ints."""
         return -(-(extent + 2 * self.margin) // self.multiple) * self.multiple
 
     def forward(self, inputs, views=(0,)):
-        """The mean of the predictions in these symmetries of the square, numbers from 0 (as it is) to 7."""
+        """The mean of the predictions in `views`, symmetries of the square from 0 (unchanged) to 7."""
         maps, unknown = inputs.float(), inputs[:, 1:2] == 0
         output = maps[:, :1].clone()
         starts, sides = zip(*(self._windows(unknown[:, 0], axis) for axis in (1, 2)))
@@ -165,7 +165,7 @@ class ResidualUNet(UNet):
         return (first + torch.div(extent - side, 2, rounding_mode="floor")).clamp(min=0).minimum(length - side), side
 
     def _restore(self, maps, unknown, views):
-        """The restored windows, (N, 1, h, w), of inputs, (N, 2, h, w), and unknown, (N, 1, h, w) bool."""
+        """The restored windows, (N, 1, h, w). maps: the inputs, (N, 2, h, w). unknown: (N, 1, h, w) bool."""
         images = maps[:, :1]
         with torch.autocast(images.device.type, enabled=False):  # grey values need more than the 8 bits of bfloat16
             grid = BlockGrid(images, unknown, self.sizes)
@@ -182,15 +182,15 @@ class ResidualUNet(UNet):
             return torch.where(unknown, restored, images)
 
     def residual(self, maps):
-        """What to add, (N, 1, h, w), of normalised maps, (N, 3, h, w): the interpolation, the image, what is known."""
+        """The residual, (N, 1, h, w), for normalised maps, (N, 3, h, w): interpolation, image and known mask."""
         return super().forward(maps)
 
 
 class EquivariantUNet(ResidualUNet):
     """The same with equivariant filters; channels: multiples of 8."""
 
-    VIEWS = (0,)  # one view is worth eight
-    SIGNS = ()  # of an odd network: for each map that it is given -1 if negation changes it, else 1
+    VIEWS = (0,)  # all eight give the same prediction
+    SIGNS = ()  # of an odd network's input maps: -1 where negating the image negates the map, else 1
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -198,9 +198,9 @@ class EquivariantUNet(ResidualUNet):
 
 
 class OddUNet(EquivariantUNet):
-    """The same, and odd: for a negated image the residual is negated. channels: multiples of 16."""
+    """The same, and odd: negating the image negates the residual. channels: multiples of 16."""
 
-    MAPS = 6, 2  # each map and its negative, or its two parities; what is known twice
+    MAPS = 6, 2  # each map and its negative, or its two parities; the known mask twice
     SIGNS = -1, -1, 1
 
     def stages(self, maps):
@@ -208,17 +208,17 @@ class OddUNet(EquivariantUNet):
 
 
 FLOW_STEPS = 25  # of Euler's method; fewer give smoother areas
-FLOW_NOISE = 0.25  # its deviation, as a share of that of the grey values in and near the rectangle
+FLOW_NOISE = 0.25  # deviation of the initial noise, relative to that of the grey values in and near the rectangle
 
 
 def without_means(grid, maps):
-    """(N, 1, H, W) -> the same without the means of the BlockGrid's blocks inside the rectangles, 0 elsewhere."""
+    """Subtract the mean of each block of the BlockGrid; 0 outside the rectangles. (N, 1, H, W) -> the same shape."""
     return maps * grid.unknown - grid.means(maps)
 
 
 class FlowUNet(ResidualUNet):
-    """The velocity, (N, 1, H, W) a unit of time, of (N, 5, H, W): image, known mask, restoration, present state, time
-    from 0 to 1."""
+    """The flow's velocity, (N, 1, H, W), per unit of time. Inputs, (N, 5, H, W): image, known mask, restoration,
+    current state, time from 0 to 1."""
 
     MAPS = 4, 1
 
@@ -236,17 +236,17 @@ class FlowUNet(ResidualUNet):
             return deviation * without_means(grid, sum(outputs) / len(outputs))
 
     def start(self, inputs, restored, noise):
-        """(where the flow begins, the deviation that errors are measured in, the BlockGrid)."""
+        """(the flow's initial state, the deviation that serves as the unit of errors, the BlockGrid)."""
         with torch.autocast(inputs.device.type, enabled=False):
             grid = BlockGrid(inputs[:, :1], inputs[:, 1:2] == 0, self.sizes)
             deviation = grid.statistics(restored)[1]
             return restored + FLOW_NOISE * deviation * without_means(grid, noise), deviation, grid
 
     def sample(self, inputs, restored, seed=0, steps=None):
-        """A likely original, (N, 1, H, W), of inputs, (N, 2, H, W), and what an accurate network makes of them.
+        """Draw likely originals, (N, 1, H, W). inputs: (N, 2, H, W). restored: an accurate network's output for them.
 
-        Its block means are those of the restoration. Another one for each seed; images that are restored together get
-        the same noise, so that none depends on others.
+        They keep the block means of the restoration. Each seed gives other originals. All images of a batch get the
+        same noise, so no result depends on the other images.
         """
         noise = torch.randn((1, 1, *inputs.shape[2:]), generator=torch.Generator().manual_seed(seed))
         steps = steps or FLOW_STEPS
@@ -307,8 +307,10 @@ class DeePixV1(nn.Module):
 
 
 class DenoisingCNN(nn.Module):
-    """The exercise sheet's encoder and decoder: (N, channels, H, W) -> the same, H and W multiples of 4. skip: the
-    output is X + network(X), so that the layers learn the noise, negated, and not the image."""
+    """The exercise sheet's encoder and decoder: (N, channels, H, W) -> the same, H and W multiples of 4.
+
+    skip: the output is X + network(X), so the layers learn the negated noise instead of the image.
+    """
 
     def __init__(self, channels=1, width=16, skip=False):
         super().__init__()
@@ -329,9 +331,9 @@ class DenoisingCNN(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A network that gives an image, (N, 1, 28, 28), a logit for each class, (N, classes), in `logits`."""
+    """Base class of classifiers. A subclass defines `logits`: (N, 1, 28, 28) -> (N, classes)."""
 
-    VIEWS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # the image shifted by so many rows and columns
+    VIEWS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # the image shifted by rows and columns
     VIEWS = tuple((*shift, mirrored) for shift in VIEWS for mirrored in (False, True))  # and mirrored
 
     def forward(self, images, views=()):
@@ -372,8 +374,8 @@ class NormalizedBlock(nn.Module):
 class ResidualCNN(Classifier):
     """Ours: residual blocks at a half and, after pooling, at a quarter of the resolution.
 
-    channels, blocks: of each resolution. Only the first convolution, of one channel, has a stride: on a CPU the
-    gradient of a strided one of many channels takes four times as long for its FLOPs.
+    channels, blocks: per resolution. Only the first convolution, which has one input channel, has a stride: on a CPU
+    the gradient of a strided convolution of many channels takes four times as long per FLOP.
     """
 
     def __init__(self, channels=(64, 96), blocks=(1, 2), classes=10):
@@ -401,14 +403,14 @@ class ResidualCNN(Classifier):
 class Interpolation(nn.Module):
     """Upsampling by nearest, bilinear or bicubic interpolation, the last with the coefficient -0.5 (Keys 1981)."""
 
-    reach = 3  # here and below: how many pixels of the input, to each side, a pixel of the output depends on
+    reach = 3  # here and below: how many input pixels, to each side, an output pixel depends on
 
     def __init__(self, kind="bicubic"):
         super().__init__()
         self.kind = kind
 
     def forward(self, images):
-        # Bicubic without antialias would have the coefficient -0.75; with it, it is that of Pillow and MATLAB.
+        # Without antialias, bicubic has the coefficient -0.75; with it, that of Pillow and MATLAB.
         return F.interpolate(images, scale_factor=2, mode=self.kind, antialias=self.kind == "bicubic")
 
 
@@ -434,11 +436,11 @@ class ResidualSRModel(BasicSRModel):
 
 
 class SubPixelResNet(nn.Module):
-    """Ours: residual blocks at low resolution, a pixel shuffle, all added to the bicubic image, from which it starts.
+    """Ours: residual blocks at low resolution and a pixel shuffle add to the bicubic image, from which it starts.
 
-    Like EDSR (Lim et al. 2017) without normalisation, like ESPCN (Shi et al. 2016) with the new pixels as channels.
-    consistent: the mean of 2x2 pixels of the output is the pixel of the input, as it is where the input was made by
-    bilinear downscaling without antialiasing.
+    No normalisation, as in EDSR (Lim et al. 2017); new pixels as channels, as in ESPCN (Shi et al. 2016).
+    consistent: the mean of each 2x2 output pixels equals their input pixel. This holds for inputs made by bilinear
+    downscaling without antialiasing.
     """
 
     VIEWS = SYMMETRIES
@@ -454,7 +456,7 @@ class SubPixelResNet(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, images, views=(0,)):
-        """The mean of the predictions in these symmetries of the square, numbers from 0 (as it is) to 7."""
+        """The mean of the predictions in `views`, symmetries of the square from 0 (unchanged) to 7."""
         residuals = [transform(self._residual, images - 0.5, symmetry) for symmetry in views]
         output = self.upsample(images) + sum(residuals) / len(residuals)
         return output + F.interpolate(images - F.avg_pool2d(output, 2), scale_factor=2) if self.consistent else output
@@ -463,4 +465,4 @@ class SubPixelResNet(nn.Module):
         return F.pixel_shuffle(self.last(self.body(self.first(maps))), 2)  # (N, 12, H, W) -> (N, 3, 2H, 2W)
 
 
-BLOCKS = (ResidualBlock, DeePixBlock, NormalizedBlock)  # what --summary lists as a whole
+BLOCKS = (ResidualBlock, DeePixBlock, NormalizedBlock)  # --summary lists each as a whole

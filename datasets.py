@@ -9,6 +9,7 @@ over the cache: `CachedCrops` to train on, `CachedPhotos` to measure on.
 
 import glob
 import os
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,9 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")  # of photos
+# Formats that Pillow may try, whatever the file's name. Its others are unsafe: PostScript starts a program.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "GIF", "PPM", "TGA", "QOI")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2", ".tif", ".tiff", ".bmp")  # of photos
 IMAGE_SIZE = 64  # pixels a side, of every image of the challenge
 WIDTH_RANGE = HEIGHT_RANGE = (4, 32)  # of the pixelated rectangle, in pixels, inclusive
 SIZE_RANGE = (4, 16)  # of the blocks, in pixels a side, inclusive
@@ -36,7 +39,7 @@ def from_linear(values):
     return np.where(values <= 0.0031308, 12.92 * values, 1.055 * np.maximum(values, 0) ** (1 / 2.4) - 0.055)
 
 
-_TO_LINEAR = to_linear(np.arange(256) / 255)  # of the values of 8-bit images
+_TO_LINEAR = to_linear(np.arange(256) / 255)  # look-up table for 8-bit values
 
 
 def to_grayscale(pil_image):
@@ -68,22 +71,37 @@ def means_between(values, rows, columns):
 
 
 def spread_between(cells, rows, columns):
-    """The value of each cell in the place of its pixels: the inverse of `means_between`, for constant cells."""
+    """Each cell's value repeated over its pixels: the inverse of `means_between` for constant cells."""
     return cells.repeat(np.diff(rows), axis=0).repeat(np.diff(columns), axis=1)
 
 
 def block_means(values, size):
-    """The mean of each block in the place of its pixels, float64: (H, W, ...) -> the same shape.
+    """Replace each pixel by the mean of its block: (H, W, ...) -> the same shape, float64.
 
-    Blocks of size x size pixels start at the top-left corner; the last column and row of them are cut off at the edge.
+    Blocks of size x size pixels start at the top-left corner; the right and bottom edges may cut off the last ones.
     """
     lines = [np.append(np.arange(0, length, size), length) for length in values.shape[:2]]
     return spread_between(means_between(values, *lines), *lines)
 
 
 def to_8_bits(pil_image):
-    """A Pillow image of 16 bits a pixel (or of mode I) as (H, W) uint8."""
-    return (np.clip(np.asarray(pil_image), 0, 65535) / 257).round().astype(np.uint8)
+    """Convert a Pillow image of 9 to 16 bits a pixel (or of mode I) to (H, W) uint8; a TIFF's tags give its range."""
+    tags = getattr(pil_image, "tag_v2", {})
+    top = 2 ** tags.get(258, (16,))[0] - 1  # BitsPerSample
+    values = np.clip(np.asarray(pil_image), 0, top) / (top / 255)
+    return (255 - values if tags.get(262) == 0 else values).round().astype(np.uint8)  # 0: WhiteIsZero
+
+
+def upright(pil_image):
+    """Turn a Pillow image upright, in place, as its EXIF says, and return it. Damaged EXIF is ignored."""
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            ImageOps.exif_transpose(pil_image, in_place=True)
+        except MemoryError:
+            raise
+        except Exception:  # whatever damaged EXIF makes Pillow raise
+            pass
+    return pil_image
 
 
 def prepare_image(image, x, y, width, height, size):
@@ -129,10 +147,10 @@ def draw_rectangle(rng, image_width, image_height, width_range, height_range, si
 
 
 class RandomImagePixelationDataset(Dataset):
-    """The course's dataset: every .jpg below image_dir, in the order of the absolute paths, full size, decoded anew.
+    """The course's dataset: every .jpg below image_dir, sorted by absolute path, full size, decoded at each access.
 
-    Sample i is (pixelated_image, known_array, target_array, image_file), see `prepare_image`; its rectangle is a
-    function of i. dtype: of the image arrays, as in np.array(image, dtype). A range is (minimum, maximum), inclusive;
+    Sample i is (pixelated_image, known_array, target_array, image_file), see `prepare_image`; its rectangle depends
+    on i alone. dtype: of the image arrays, as in np.array(image, dtype). A range is (minimum, maximum), inclusive;
     width and height are clipped to the image. Raises ValueError for a minimum below 2 or above its maximum.
     """
 
@@ -148,12 +166,12 @@ class RandomImagePixelationDataset(Dataset):
         return len(self.image_files)
 
     def __getitem__(self, index):
-        with Image.open(self.image_files[index]) as file:
+        with Image.open(self.image_files[index], formats=FORMATS) as file:
             image = to_grayscale(np.array(file, dtype=self.dtype))
         return self.pixelate(image, np.random.default_rng(index), self.image_files[index])
 
     def pixelate(self, image, rng, image_file, **extent):
-        """A sample: the image, (1, H, W), with a random rectangle. extent: other ranges than its own."""
+        """A sample: the image, (1, H, W), with a random rectangle. extent: ranges that replace the dataset's."""
         ranges = {**self.ranges, **extent}
         return *prepare_image(image, *draw_rectangle(rng, image.shape[2], image.shape[1], **ranges)), image_file
 
@@ -187,9 +205,9 @@ NOISE = {  # kind: (mean of the noise, function of a generator and a shape that 
 class NoisyImages(Dataset):
     """Pairs (noisy, clean), (1, H, W) float32 each: clean in [0, 1], noisy = clean + noise_level * noise, not clipped.
 
-    noise: "uniform" in (0, 1), or "gaussian" of mean 0 and deviation 1. Sample (epoch, i) has a noise that is a
-    function of seed, epoch and i. Sample i has, where fixed, always the same noise, a function of seed and i; else a
-    new one each time, which torch's global generator decides.
+    noise: "uniform" in (0, 1), or "gaussian" of mean 0 and deviation 1. The noise of sample (epoch, i) is a function of
+    seed, epoch and i. If fixed, that of sample i is a function of seed and i. Otherwise torch's global generator draws
+    it anew at each access.
     """
 
     def __init__(self, images, fixed, noise="uniform", noise_level=1.0, seed=0):
@@ -221,12 +239,12 @@ class NoisyImages(Dataset):
 class NoisyFashionMNIST(NoisyImages):
     """The exercise's dataset, from torchvision's FashionMNIST below the folder root; see NoisyImages.
 
-    The training part has new noise each time that an image is asked for, the test part (train=False) always the same.
-    Raises RuntimeError where the files are neither there nor, with download=True, to be had.
+    Training images get new noise at each access, test images (train=False) always the same. Raises RuntimeError if the
+    files are missing and, with download=True, cannot be downloaded.
     """
 
     def __init__(self, root, train=True, download=False, noise="uniform", noise_level=1.0, seed=0):
-        from torchvision.datasets import FashionMNIST  # takes a second, which no other dataset needs
+        from torchvision.datasets import FashionMNIST  # slow to import (a second), needed here only
 
         images = FashionMNIST(root, train=train, download=download).data.numpy()
         super().__init__(images, not train, noise, noise_level, seed)
@@ -238,13 +256,13 @@ DOWNSCALING = ("bilinear", "bicubic", "nearest")
 
 
 def halve(images, downscaling="bilinear", antialias=True):
-    """Images, (N, C, 2h, 2w) float in [0, 1], at half the size: (N, C, h, w), within [0, 1] too.
+    """Halve the size of images, (N, C, 2h, 2w) float in [0, 1] -> (N, C, h, w), also in [0, 1].
 
-    They are as torchvision's Resize makes tensors, but for values outside of [0, 1], which bicubic has.
+    The result equals torchvision's Resize of tensors, clamped to [0, 1], which bicubic overshoots.
 
-    antialias: wider kernels that see every pixel, as Pillow's and MATLAB's (for nearest there is none). Bicubic is
-    that of MATLAB's imresize with it (but at the very edge), with another coefficient, -0.75, without it. Bilinear
-    without it is the mean of 2x2 pixels. Nearest takes the upper left one of them.
+    antialias: wider kernels that see every pixel, as in Pillow and MATLAB; it has no effect on nearest. Bicubic with it
+    matches MATLAB's imresize except at the very edge; without it, the coefficient is -0.75. Bilinear without it is the
+    mean of 2x2 pixels. Nearest takes the upper left one of them.
     """
     side = (images.shape[2] // 2, images.shape[3] // 2)
     smooth = antialias and downscaling != "nearest"
@@ -252,12 +270,12 @@ def halve(images, downscaling="bilinear", antialias=True):
 
 
 def color_jitter(image, rng, strength):
-    """torchvision's ColorJitter(strength, strength, strength, strength) with the random numbers of rng.
+    """Apply torchvision's ColorJitter(strength, strength, strength, strength) with random numbers from rng.
 
     Brightness, contrast, saturation (factors 1 - strength to 1 + strength) and hue (-strength to strength turns), in
-    random order. image: (3, H, W) float in [0, 1], as is what is returned.
+    random order. image and result: (3, H, W) float in [0, 1].
     """
-    from torchvision.transforms import functional as tf  # takes a second, which nothing else here needs
+    from torchvision.transforms import functional as tf  # slow to import (a second), needed here only
 
     changes = (tf.adjust_brightness, tf.adjust_contrast, tf.adjust_saturation, tf.adjust_hue)
     amounts = rng.uniform(-strength, strength, 4) + (1, 1, 1, 0)
@@ -271,14 +289,14 @@ class SRDataset(Dataset):
     (3, size, size) float32 in [0, 1].
 
     high_resolution is a random crop with brightness, contrast, saturation and hue changed by up to jitter (see
-    `color_jitter`), low_resolution the same at half the size (see `halve`). torch's global generator decides what is
-    random. The photos are the .jpg, .jpeg and .png files of the folder and its subfolders, in the order of their paths.
+    `color_jitter`), low_resolution the same at half the size (see `halve`). torch's global generator makes all random
+    choices. The photos are all files with one of EXTENSIONS in the folder and its subfolders, sorted by path.
 
-    The sheet says no more than Resize, bilinear. That antialiases in the torchvision used here, and always did for
-    Pillow images; for tensors, before torchvision 0.17, it did not: antialias=False.
+    The sheet only says Resize, bilinear. That antialiases in the torchvision used here, and always did for Pillow
+    images. Before torchvision 0.17 it did not for tensors; antialias=False reproduces that.
 
-    Raises ValueError for an odd size, an unknown downscaling or a folder without photos, and where a photo that is
-    asked for is smaller than size.
+    Raises ValueError for an odd size, an unknown downscaling or a folder without photos, and at access to a photo
+    smaller than size.
     """
 
     def __init__(self, folder, size=64, jitter=0.2, downscaling="bilinear", antialias=True):
@@ -297,15 +315,15 @@ class SRDataset(Dataset):
         return len(self.image_files)
 
     def __getitem__(self, index):
-        with Image.open(self.image_files[index]) as file:
-            image = ImageOps.exif_transpose(file)
+        with Image.open(self.image_files[index], formats=FORMATS) as file:
+            image = upright(file)
             photo = np.asarray((Image.fromarray(to_8_bits(image)) if image.mode[0] == "I" else image).convert("RGB"))
         if min(photo.shape[:2]) < self.size:
             raise ValueError(f"{self.image_files[index]}: smaller than {self.size} pixels")
         return self.pair(photo, np.random.default_rng(torch.randint(2**62, (1,)).item()), self.size)
 
     def pair(self, photo, rng, size):
-        """A sample of a photo, (H, W, 3) uint8, at random."""
+        """A random sample of a photo, (H, W, 3) uint8."""
         y, x = (int(rng.integers(length - size, endpoint=True)) for length in photo.shape[:2])
         crop = np.ascontiguousarray(photo[y : y + size, x : x + size].transpose(2, 0, 1))  # (3, size, size)
         high_resolution = torch.from_numpy(crop).float() / 255
@@ -317,17 +335,17 @@ class SRDataset(Dataset):
 class CachedCrops(SRDataset):
     """Training pairs from a cache of photos in colour, as uint8 tensors: crops that are also flipped and transposed.
 
-    An item is asked for with (epoch, i), of which, and of the seed, it is a function; epoch: so many crops, the photos
-    taking turns. A crop is cut out after downscaling, so its edges are what they would be in the whole photo.
+    The item of key (epoch, i) is a function of the key and the seed. An epoch has `crops` items; the photos take turns.
+    A crop is cut out after downscaling, so its edges are what they would be in the whole photo.
 
-    cache, indices: as CachedPixelationDataset has them, but cache[i] is (h, w, 1 or 3), size + 2 * MARGIN pixels a side
-    at least. distinct: train on the first `distinct` samples only.
+    cache, indices: as in CachedPixelationDataset, but cache[i] is (h, w, 1 or 3), at least size + 2 * MARGIN pixels a
+    side. distinct: train on the first `distinct` samples only.
     """
 
-    MARGIN = 4  # pixels that the kernels of `halve` reach beyond a crop; even
+    MARGIN = 4  # pixels beyond a crop that the kernels of `halve` reach; even
 
     def __init__(self, cache, indices, seed, crops, distinct=None, *, size, jitter, downscaling, antialias):
-        """size, jitter, downscaling, antialias: of SRDataset."""
+        """size, jitter, downscaling, antialias: as in SRDataset."""
         self.cache, self.indices, self.seed, self.crops, self.distinct = cache, indices, seed, crops, distinct
         self.names = [cache.names[index] for index in indices]
         self.size, self.jitter, self.downscaling, self.antialias = size, jitter, downscaling, antialias
@@ -373,27 +391,27 @@ class CachedPhotos(Dataset):
 
 
 class Key(NamedTuple):
-    """What a training sample is asked for with: it is a function of these and the dataset's seed."""
+    """The key of a training sample, which is a function of these fields and the dataset's seed."""
 
     epoch: int
     index: int  # among the dataset's images
-    width: int  # of the rectangle, in pixels, as is its height
+    width: int  # of the rectangle, in pixels, like height
     height: int
 
 
 class CachedPixelationDataset(RandomImagePixelationDataset):
     """The same samples from a cache of decoded images: 64x64, rectangles as in the test set.
 
-    For validation (crop_scale None) item i is the image's thumbnail in the challenge's form, with a rectangle that is a
-    function of (seed, i). For training an item is asked for by a Key: a random resized crop, its side a share of the
-    image's shortest side within crop_scale, maybe flipped, with a rectangle of the key's extent.
+    For validation (crop_scale None), item i is the image's thumbnail in the challenge's form, with a rectangle that is
+    a function of (seed, i). For training, items have a Key: each is a random resized crop, half of them flipped, with a
+    rectangle of the key's extent. The crop's side is a share of the image's shortest side; crop_scale bounds it.
 
     cache: `cache[i]` an image, (h, w) uint8; `cache.thumbnails[i]` the same, (64, 64) uint8; `cache.names[i]`.
     indices: of the images to use.
     """
 
     def __init__(self, cache, indices, seed, crop_scale=None, distinct=None):
-        """distinct: train on the first so many samples only, always the same; epochs stay as long as they are."""
+        """distinct: train on the first `distinct` samples only, always the same; epochs keep their length."""
         self.cache, self.indices, self.seed, self.crop_scale = cache, indices, seed, crop_scale
         self.distinct = min(distinct or len(indices), len(indices))
         self.ranges = {"width_range": WIDTH_RANGE, "height_range": HEIGHT_RANGE, "size_range": SIZE_RANGE}
@@ -432,8 +450,8 @@ class CachedPixelationDataset(RandomImagePixelationDataset):
     def batches(self, batch_size, start, window_side=None):
         """Batches of keys from step `start` on, without end: each epoch in a new random order.
 
-        window_side: a function of a rectangle's width or height. Where it is given, a batch holds images whose
-        rectangles agree in it, so that a network which looks at windows of this side computes no more than it needs.
+        window_side: a function of a rectangle's width or height. With it, the rectangles of a batch have equal window
+        sides, so a network that crops to such windows wastes no computation.
         """
         for epoch, step, rng in epochs(len(self), self.seed, batch_size, start):
             widths, heights = (
@@ -454,7 +472,7 @@ class CachedPixelationDataset(RandomImagePixelationDataset):
 
 
 def epochs(count, seed, batch_size, start):
-    """(epoch, step within it, generator of the epoch's order), without end, from step `start` of a run on."""
+    """Yield (epoch, step within it, generator of the epoch's order) without end, from step `start` of a run on."""
     epoch, step = divmod(start, -(-count // batch_size))
     while True:
         yield epoch, step, np.random.default_rng((seed, epoch))

@@ -2,12 +2,13 @@
 
 python main.py            trains as config.json says
 python main.py --predict  restores the test pickle with the trained model
-python main.py --help     tells the rest
+python main.py --help     lists everything else
 
-A batch from file to loss: `train` asks the task (depixelation/tasks/NAME.py) for batches, and for a step on each. The
-task computes the loss; the Learner (depixelation/engine/learner.py) changes the weights.
+From a batch to the weights: `train` asks the task (depixelation/tasks/NAME.py) for batches, and for a step on each. The
+task computes the loss; the Learner (depixelation/engine/learner.py) updates the weights.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import signal
 import sys
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while PyTorch is imported: nothing to save or tell
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while PyTorch is imported: nothing to save yet
 
 import torch
 from torch.utils.data import DataLoader
@@ -29,6 +30,7 @@ from depixelation.engine.processes import (
     Interrupts,
     PeerLost,
     Processes,
+    check_open_files,
     choose_device,
     choose_precision,
     keep_freed_memory,
@@ -37,6 +39,7 @@ from depixelation.engine.processes import (
     seed_everything,
     shortage,
     start_worker,
+    workers_end,
 )
 from depixelation.engine.run import EpochBar, Run, restore_run, save_run
 from depixelation.engine.tables import write_table
@@ -57,7 +60,7 @@ from utils import (
 
 
 def train(config, task, processes, state=None):
-    """Train the task's network; state: of an interrupted run, from models/NAME.last.pt. Returns the exit status."""
+    """Train the task's network and return the exit status. state: an interrupted run's, from models/NAME.last.pt."""
     device = processes.join(choose_device(config.device))
     precision = processes.agree(choose_precision(config.precision, device))
     seed_everything(config.seed)
@@ -78,10 +81,11 @@ def train(config, task, processes, state=None):
         raise UserError(f"name: run {config.name!r} is finished; to go on, give it more {limit}")
     batches = load_batches(config, task, network, run.step, processes, device)
     board = open_tensorboard(config, run.step) if config.tensorboard and not processes.rank else None
-    if not state and not processes.rank:
-        save_run(config, task, run, learner)  # finds out now whether that works
+    if not state:
+        save_run(config, task, run, learner)  # fail now, not after minutes, if it cannot be written
     tell_start(config, task, learner)
-    with Interrupts(loud=not processes.rank) as interrupts, EpochBar(len(task.training_set)) as bar:
+    bar = EpochBar(len(task.training_set))
+    with Interrupts(loud=not processes.rank) as interrupts, bar, batches as batches:
         for batch in batches:
             batch = [tensor.to(device, non_blocking=True) for tensor in batch]
             task.begin_step(network, run.progress(run.step))
@@ -97,18 +101,16 @@ def train(config, task, processes, state=None):
                 preview(config, task, run, learner)
             if run.save_due:
                 run.saved = run.seconds
-                if not processes.rank:
-                    save_run(config, task, run, learner)
+                save_run(config, task, run, learner)
             if run.finished or run.stopped_by:
                 break
-    del batches  # stop the workers now: they ignore signals, so exit could hang
     if processes.rank:
         return 0
     return tell_end(config, task, run, processes)
 
 
 def check_start(config, task, config_file=None, state=None):
-    """Refuse at once what cannot end well: no end, or the replacement of an interrupted run or a file of the user's."""
+    """Raise UserError if the run has no end, or would replace an interrupted run or one of the user's files."""
     if config.epochs is None and config.max_minutes is None:
         raise UserError("epochs: null, as is max_minutes; give one of them an end")
     if task.keeps_last and config.patience:
@@ -129,22 +131,28 @@ def check_start(config, task, config_file=None, state=None):
                 f"{last}: run {config.name!r} was interrupted; go on with --resume --name {shlex.quote(config.name)}, "
                 f"choose another --name, or delete this file"
             )
-    existing = [config.file(folder, suffix) for folder, suffix, _ in RUN_FILES]
-    existing = [display_path(path) for path in existing if os.path.exists(path)]
-    if existing:
-        print(f"{', '.join(existing)} will be replaced by this run; to keep them, use --name")
+    paths = [config.file(folder, suffix) for folder, suffix, _ in RUN_FILES]
+    others = [path for path in paths if path != last]
+    for replaced, when in (([last], "as soon as this run begins"), (others, "when it validates")):
+        existing = ", ".join(display_path(path) for path in replaced if os.path.exists(path))
+        if existing:
+            print(f"{existing} will be replaced {when}; to keep what is there, use --name")
 
 
 def start_from(path, task, network):
-    """Give the network the weights of another model's file, --init."""
+    """Load the weights of another model's file, --init, into the network."""
     checkpoint = load_checkpoint(path, "name a models/NAME.pt")
     task.load_weights(network, checkpoint, path)
     task.inherited += training_record(checkpoint)
 
 
 def load_batches(config, task, network, step, processes, device):
-    """An iterator over this process's share of the task's batches, collated, from this step on, without end."""
+    """A context with an endless iterator over this process's share of the task's collated batches, from `step` on.
+
+    The workers start with the first batch and end with the context: they ignore signals, so exit could hang.
+    """
     workers = config.workers if config.workers is not None else (min(8, os.cpu_count()) if device.type == "cuda" else 0)
+    check_open_files(workers)
     loader = DataLoader(
         task.training_set,
         batch_sampler=processes.shares(task.batches(network, step)),
@@ -152,13 +160,17 @@ def load_batches(config, task, network, step, processes, device):
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=start_worker,
-        generator=torch.Generator(),  # the global one is not to be drawn from
+        generator=torch.Generator(),  # leaves the global one alone, so that resuming is exact
     )
-    return iter(loader)
+
+    def batches():
+        yield from loader
+
+    return contextlib.closing(batches())
 
 
 def validate(config, task, run, learner, board):
-    """Validate the averaged weights as they are kept; write the log, the pictures and the best model."""
+    """Validate the averaged weights in the precision they are saved in; write the log, figures and best model."""
     weights = learner.kept_weights()
     run.check_weights(weights)
     figures, sample = task.validate(learner.predictor())
@@ -182,7 +194,7 @@ def validate(config, task, run, learner, board):
         write_table(run.rows, config.file("losses", ".csv"))
         drawn = sorted([*run.previews, *run.rows], key=lambda row: row["step"])
         plot_curves(task.log_panels(drawn), config.file("losses", ".png"))
-    except OSError as error:  # open in another program, say; that stops no training
+    except OSError as error:  # open in another program, say: no reason to stop the training
         print(f"warning: {error.filename or config.file('losses', '.csv')}: {error.strerror or error}", file=sys.stderr)
     reference, shown = task.reference(row), f"{score:.{task.decimals}f}{' (best)' * (better and not task.keeps_last)}"
     print(
@@ -198,7 +210,7 @@ def validate(config, task, run, learner, board):
 
 
 def preview(config, task, run, learner):
-    """Validate on a few images, for the curve of a run that ends before it has been validated often."""
+    """Validate on a few images: a short run has too few full validations to draw a curve."""
     if not task.preview_images:
         return
     learner.kept_weights()
@@ -214,7 +226,7 @@ def preview(config, task, run, learner):
 
 
 def save_model(config, task, run, learner, weights):
-    """Write models/NAME.pt, with what was measured and what it was trained on, and its config, models/NAME.json."""
+    """Write the model with its scores and training record, models/NAME.pt, and its config, models/NAME.json."""
     record = [*run.inherited, {"images": config.images_name(), "held_out": task.held_out}]
     kept = {"config": config.without_paths(), "weights": weights, **run.rows[-1]}
     kept |= {"record": record, "precision": str(learner.precision)[6:], "device": learner.device.type}
@@ -224,7 +236,7 @@ def save_model(config, task, run, learner, weights):
 
 
 def tell_start(config, task, learner):
-    """One line: what is trained, on what, where."""
+    """Print one line: the network, its images and the device."""
     count, device = learner.processes.count, learner.device
     shared = f"; batches of {config.batch_size}, shared by {count} processes" if count > 1 else ""
     print(
@@ -237,7 +249,7 @@ def tell_start(config, task, learner):
 
 
 def tell_end(config, task, run, processes):
-    """Say how the run ended and what to do next. Returns the exit status."""
+    """Print how the run ended and what to do next. Returns the exit status."""
     if run.stopped_by and not run.finished:
         command = f"torchrun --nproc_per_node {processes.count}" if processes.count > 1 else "python"
         options = f" --task {config.task}" if config.task != "depixelation" else ""
@@ -269,7 +281,7 @@ def tell_end(config, task, run, processes):
 
 
 def open_tensorboard(config, step):
-    """A writer to losses/NAME_tensorboard; what an interrupted run wrote there after this step is hidden."""
+    """A writer to losses/NAME_tensorboard; it hides what an interrupted run wrote there after this step."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -278,7 +290,7 @@ def open_tensorboard(config, step):
 
 
 def resume(request, processes):
-    """Go on with the run config.name as its own config says; options named on the command line override it."""
+    """Resume the run config.name with its own config; options named on the command line override that."""
     task, config = request.task, request.task.config
     path = config.file("models", ".last.pt")
     advice = f"there is no run {config.name!r} to resume; start one without --resume"
@@ -299,11 +311,11 @@ def resume(request, processes):
                 f"command line: {name} cannot change when a run is resumed (it was {getattr(saved, name)!r}); "
                 f"leave it out, or start a new run with --init"
             )
-    changes = {**request.named, "output_dir": config.output_dir, "name": config.name}  # the run is the one named
+    changes = {**request.named, "output_dir": config.output_dir, "name": config.name}  # as named now, not as saved
     if not os.path.isdir(saved.cache_dir):  # the project was moved
         changes["cache_dir"] = config.cache_dir
     if not {"precision", "device"} & request.named.keys():
-        changes["precision"] = state["precision"]  # what auto measured then
+        changes["precision"] = state["precision"]  # auto chose it for the whole run
     saved = override(saved, changes)
     task = type(task)(saved)
     if not processes.rank:
@@ -317,7 +329,7 @@ def main(arguments=None):
 
 
 def run_command(arguments):
-    """The exit status of what the command line asks for."""
+    """Run the command that the arguments name, or train. Returns the exit status."""
     processes, training = Processes(), False
     terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, leaving nothing behind
     try:
@@ -333,7 +345,7 @@ def run_command(arguments):
             return command.run(task, request.options, request.operands)
         training = True
         lock = locked(config.file("models", ".lock"), "wait until it ends, or start this one with another --name")
-        with quiet() if processes.rank else lock:
+        with quiet() if processes.rank else lock, workers_end():
             if command:
                 return resume(request, processes)
             if not processes.rank:
@@ -345,13 +357,12 @@ def run_command(arguments):
         if not processes.rank:
             print(f"main.py: error: {error}", file=sys.stderr)
         return 2
-    except (MemoryError, RuntimeError) as error:
-        if not shortage(error):
+    except (MemoryError, OSError, OverflowError, RuntimeError) as error:
+        advice = shortage(error, training)
+        if not advice and not isinstance(error, OSError):
             raise
-        print(f"main.py: error: {shortage(error, training)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"main.py: error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        advice = advice or f"{error.filename or 'file'}: {error.strerror or error}"
+        print(f"main.py: error: {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
@@ -365,5 +376,5 @@ if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     status = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # finished: a late Ctrl-C shall print no traceback
     sys.exit(status)

@@ -49,15 +49,15 @@ def _length_bytes(submission):
     return max(1, ((max(map(len, submission)) - 1).bit_length() + 7) // 8)
 
 
-def deserialize(path_or_filehandle):
+def deserialize(path_or_filehandle, most=None):
     """Read a submission: a list of 1-D uint8 arrays, in the order in which they were written.
 
-    path_or_filehandle: a path, or a binary file open for reading.
-    Raises ValueError for an empty, truncated or otherwise malformed file.
+    path_or_filehandle: a path, or a binary file open for reading. most: arrays that it may hold; None: any number.
+    Raises ValueError for an empty, truncated or otherwise malformed file, and for more arrays.
     """
     if not hasattr(path_or_filehandle, "read"):
         with open(path_or_filehandle, "rb") as file:
-            return deserialize(file)
+            return deserialize(file, most)
     data = path_or_filehandle.read()
     name = getattr(path_or_filehandle, "name", None)
     where = f"{os.fspath(name)}: " if isinstance(name, (str, os.PathLike)) else ""
@@ -72,6 +72,8 @@ def deserialize(path_or_filehandle):
         length = int.from_bytes(data[position:start], "big") + 1
         if start + length > len(data):
             raise ValueError(f"{where}the submission is truncated in array {len(submission)}")
+        if len(submission) == most:
+            raise ValueError(f"{where}the submission holds more than {most:,} arrays")
         submission.append(np.frombuffer(data, np.uint8, length, start).copy())
         position = start + length
     if not submission:
@@ -84,10 +86,10 @@ def deserialize(path_or_filehandle):
 
 
 class _ArrayUnpickler(pickle._Unpickler):
-    """Reads uint8 and bool arrays in plain containers and nothing else: unpickling runs no code of the file's choice.
+    """Reads uint8 and bool arrays in plain containers and nothing else: a file cannot make it run code.
 
-    It is the unpickler in Python, without the opcodes that this does not need: the one in C can be made to allocate
-    memory (by memo indexes) and to compute for ever (by hashing nested tuples) out of a file of a few bytes.
+    This is pickle's Python implementation without the opcodes that such arrays do not need. The C implementation is
+    unsafe: a file of a few bytes can make it fill memory (memo indexes) or compute forever (hashes of nested tuples).
     """
 
     def find_class(self, module, name):
@@ -98,7 +100,7 @@ class _ArrayUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it asks for {ascii(module)[1:-1]}.{ascii(name)[1:-1]}") from None
 
     def load_build(self):
-        """An array's state: shape, dtype and bytes. That of a dtype says nothing new."""
+        """Set an array's state: shape, dtype and bytes. A dtype's state adds nothing, so skip it."""
         state, built = self.stack.pop(), self.stack[-1]
         if isinstance(built, np.dtype):
             return
@@ -111,7 +113,7 @@ class _ArrayUnpickler(pickle._Unpickler):
     def load_reduce(self):
         arguments, function = self.stack.pop(), self.stack[-1]
         if not any(function is allowed for allowed in (_empty_array, _array_from_buffer, _dtype)):
-            raise pickle.UnpicklingError("it calls what is no function for arrays")
+            raise pickle.UnpicklingError("it calls a function that does not make arrays")
         self.stack[-1] = function(*arguments)
 
     def load_setitem(self):
@@ -125,11 +127,11 @@ class _ArrayUnpickler(pickle._Unpickler):
     def _set(self, items):
         for key, value in items:
             if type(self.stack[-1]) is not dict or type(key) is not str:
-                raise pickle.UnpicklingError("it has keys that are no text")
+                raise pickle.UnpicklingError("it has keys that are not text")
             self.stack[-1][key] = value
 
     def load_bytearray8(self):
-        self.stack.append(self.read(int.from_bytes(self.read(8), "little")))  # read() allocates what is there
+        self.stack.append(self.read(int.from_bytes(self.read(8), "little")))  # read() allocates no more than is there
 
     _OPCODES = """PROTO FRAME MARK STOP POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
         SHORT_BINBYTES BINBYTES BINBYTES8 SHORT_BINUNICODE BINUNICODE BINUNICODE8
@@ -167,7 +169,7 @@ _CALLABLES = {
 def load_test_set(path):
     """(pixelated_images, known_arrays) of a test pickle: lists of (1, H, W) arrays, uint8 and bool.
 
-    Raises UserError where the file is missing, is no such pickle, or asks for anything but arrays.
+    Raises UserError if the file is missing, is not such a pickle, or asks for anything but arrays.
     """
     try:
         with open_plain(path) as file:
@@ -192,7 +194,7 @@ def load_test_set(path):
         or len(images) != len(known)
         or not len(images)
     ):
-        raise UserError(f"{wrong} pixelated_images and known_arrays must be tuples of one length, not empty")
+        raise UserError(f"{wrong} pixelated_images and known_arrays must be tuples of equal length, not empty")
     for i, (image, mask) in enumerate(zip(images, known)):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 1:
             raise UserError(f"{wrong} pixelated_images[{i}] must be a uint8 array of shape (1, H, W)")

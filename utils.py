@@ -1,4 +1,4 @@
-"""What everything shares: the user's mistakes, keys and their checks, the training's configuration, files."""
+"""Shared by all modules: user errors, keys and their checks, the training configuration, and files."""
 
 import contextlib
 import dataclasses
@@ -25,23 +25,23 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-TEMPORARY = ".depixelation"  # how the names of files end that are being written
+TEMPORARY = ".depixelation"  # suffix of files that are still being written
 ROOT = os.path.dirname(os.path.abspath(__file__))
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Its text, one line, names the file or key and says what to do."""
+    """A mistake that the user can fix. Its text, one line, names the file or key and says what to do."""
 
 
 # ------------------------------------------------------------------------------------------------ keys
 
 
 def key(default, help, **limits):
-    """A key of a Config, or of a command's options, with the values it may have.
+    """Define a key of a Config, or of a command's options: its default, help text and allowed values.
 
-    limits: above, minimum, maximum, choices; path (True: relative to the config file's folder); words (which are not
-    paths but name a source of images); check (a function of a value that returns what the value must be instead, or
-    None); argparse, more for it; may_change (True: an option may change it when a run is resumed); group (of --help).
+    limits: above, minimum, maximum, choices; path (True: relative to the config file's folder); words (names of image
+    sources, which are not paths); check (a function that returns None, or what the value must be instead); argparse
+    (further keywords of add_argument); may_change (True: --resume may change it); group (in --help).
     """
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: json.loads(json.dumps(default)), metadata={"help": help, **limits})
@@ -49,22 +49,22 @@ def key(default, help, **limits):
 
 
 def inherited(name, default, of=None):
-    """The key of this name, of Config or of another class of keys, with another default."""
+    """A copy of the key of this name, of Config or of the class `of`, with another default."""
     limits = dict((of or Config).limits(name))
     return key(default, limits.pop("help"), **limits)
 
 
 class Keys:
-    """What a Config and the options of a command have in common: dataclasses whose fields are made by `key`."""
+    """Base class of Config and of commands' options: dataclasses whose fields `key` defines."""
 
     @classmethod
     def limits(cls, name):
-        """What `key` was told about a key."""
+        """The help text and limits that `key` was given."""
         return next(f.metadata for f in fields(cls) if f.name == name)
 
     @classmethod
     def path_keys(cls, values):
-        """The keys, of this dict of values, that hold a path. Words that name a source of images are not paths."""
+        """The names in `values` whose values are paths. Words that name an image source are not paths."""
         limits = {f.name: f.metadata for f in fields(cls)}
         return [
             name
@@ -88,7 +88,7 @@ def _small_numbers(value):
 
 
 def _numbers(value):
-    """All numbers in a value of JSON."""
+    """Yield all numbers in a JSON value."""
     if isinstance(value, (list, dict)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _numbers(part)
@@ -98,10 +98,10 @@ def _numbers(value):
 
 @dataclass(frozen=True)
 class Config(Keys):
-    """The keys of a training run that every task has: type, default, limits and meaning.
+    """The training keys that all tasks share: type, default, limits and meaning.
 
-    Each is also an option of the command line. A task adds its own keys and defaults in a subclass. `config_from_dict`
-    makes a Config.
+    Each is also a command-line option. A task adds its own keys and defaults in a subclass. `config_from_dict` makes a
+    Config.
     """
 
     task: str = key("depixelation", "the exercise")
@@ -120,7 +120,7 @@ class Config(Keys):
         {}, 'keyword arguments of the architecture, as JSON, such as {"margin": 16}', check=_small_numbers
     )
     epochs: int | None = key(
-        None, "passes to train for; given alone it lifts max_minutes", minimum=1, maximum=10**9, may_change=True
+        None, "passes over the images; named alone, it lifts max_minutes", minimum=1, maximum=10**9, may_change=True
     )
     max_minutes: float | None = key(
         15.0,
@@ -132,33 +132,29 @@ class Config(Keys):
     optimizer: str = key(
         "muon", "muon for the filters and AdamW for the rest; or one for all weights", choices=("muon", "adamw", "adam")
     )
-    batch_size: int = key(128, "images in a step, of all processes together", minimum=1, maximum=2**20)
+    batch_size: int = key(128, "images per step, over all processes", minimum=1, maximum=2**20)
     learning_rate: float = key(8e-4, "the peak of the learning rate", above=0)
     warmup: float = key(0.03, "share of the training in which the learning rate rises", minimum=0, maximum=1)
-    decay: float = key(
-        1.0, "share of the training, the last, in which the learning rate falls to 0", minimum=0, maximum=1
-    )
+    decay: float = key(1.0, "last share of the training, in which the learning rate falls to 0", minimum=0, maximum=1)
     weight_decay: float = key(0.01, "how fast the optimizer shrinks the weights", minimum=0)
     gradient_clip: float = key(20.0, "largest norm of the gradient", above=0)
     ema_decay: float = key(
         0.998, "decay of the moving average of the weights, which is validated and kept", minimum=0, maximum=0.999999
     )
-    synthetic_images: int = key(10000, 'how many images the source "synthetic" has', minimum=2, maximum=10**8)
+    synthetic_images: int = key(10000, 'number of images that the source "synthetic" draws', minimum=2, maximum=10**8)
     max_images: int | None = key(
         None,
-        "train on this many samples only, always the same; 2, say, to check that the pipeline learns",
+        "train on this many samples only, always the same; with 2, check that the pipeline can overfit",
         minimum=1,
     )
-    validation_fraction: float = key(
-        0.06, "share of the images that is held out, in whole folders", above=0, maximum=0.5
-    )
+    validation_fraction: float = key(0.06, "share of the images to hold out, in whole folders", above=0, maximum=0.5)
     validate_every: int = key(
-        1, "validate, and add a line to the log, once in so many epochs", minimum=1, maximum=10**6, may_change=True
+        1, "validate and add a line to the log every so many epochs", minimum=1, maximum=10**6, may_change=True
     )
     patience: int | None = key(
         None, "stop after this many validations without a better score", minimum=1, may_change=True
     )
-    seed: int = key(0, "decides everything random", minimum=0, maximum=2**32 - 1)
+    seed: int = key(0, "seed of everything random", minimum=0, maximum=2**32 - 1)
     device: str = key(
         "auto",
         "where to compute; auto takes the GPU where there is one",
@@ -172,7 +168,7 @@ class Config(Keys):
         may_change=True,
     )
     tensorboard: bool = key(
-        False, "log to losses/NAME_tensorboard too, for those who have installed tensorboard", may_change=True
+        False, "also log to losses/NAME_tensorboard; needs the package tensorboard", may_change=True
     )
     workers: int | None = key(
         None,
@@ -186,23 +182,23 @@ class Config(Keys):
     output_dir: str = key(".", "where the folders models and losses are", path=True, may_change=True)
 
     def file(self, folder, suffix, name=None):
-        """The path of one of the files of this run, or of the run of that name: folder/NAMEsuffix below output_dir."""
+        """The path of a file of this run, or of the run `name`: folder/NAMEsuffix below output_dir."""
         return os.path.join(self.output_dir, folder, (name or self.name) + suffix)
 
     def images_name(self):
-        """The images as models tell of them: without the path, but never one of the words that are no path."""
+        """The image source as a model records it: the base name, never mistakable for a word such as "synthetic"."""
         words, name = self.limits("images")["words"], os.path.basename(self.images)
         return os.path.join(".", name) if name in words and self.images not in words else name
 
     def without_paths(self):
-        """All keys but those that hold a path (of images the name is kept): what a model tells of itself."""
+        """The keys that a model records: all but paths; of `images` only the base name."""
         values = dataclasses.asdict(self)
         paths = self.path_keys(values)
         values = {name: value for name, value in values.items() if name not in paths}
         return {"images": self.images_name(), **values}
 
     def completed(self):
-        """The config with what follows from its other keys."""
+        """The config with the values that follow from other keys; a subclass may override this."""
         return self
 
 
@@ -229,9 +225,9 @@ def _is_encodable(text):
 
 
 def check_value(keys, name, value, where):
-    """The value as the type of a key of a Keys class.
+    """Check the value of a key of a Keys class, and return it in the key's type.
 
-    Raises UserError that begins with `where` and says what the key allows.
+    Raises UserError, which begins with `where` and says what the key allows.
     """
     kind, *others = key_types(keys)[name]
     limits = keys.limits(name)
@@ -269,14 +265,14 @@ def check_value(keys, name, value, where):
 
 
 def unknown_key(name, known, where, dashes=""):
-    """The UserError for a key, or an option with its dashes, that does not exist. known: the names that do."""
+    """The UserError for an unknown key, or with dashes, an unknown option. known: the names that exist."""
     near = difflib.get_close_matches(name, known, 1)
     hint = f"; did you mean {dashes}{near[0]}?" if near else ""
     return UserError(f"{where}: there is no {'option' if dashes else 'key'} {dashes}{name}{hint}")
 
 
 def config_from_dict(config_type, values, where, folder=ROOT):
-    """A Config from plain values, checked. Relative paths start from folder, those of defaults from the program's.
+    """Make a Config from plain values, checked. Relative paths start from `folder`, those of defaults from ROOT.
 
     Keys of earlier versions are ignored.
     """
@@ -290,7 +286,7 @@ def config_from_dict(config_type, values, where, folder=ROOT):
 
 
 def with_absolute_paths(keys, named, folder):
-    """Keys whose relative paths start from folder, or where a key is not among those named, from the program's."""
+    """The keys with absolute paths: those in `named` are relative to `folder`, the others to ROOT."""
     values = {f.name: getattr(keys, f.name) for f in fields(keys)}
     paths = {
         name: os.path.normpath(os.path.join(folder if name in named else ROOT, values[name]))
@@ -300,7 +296,7 @@ def with_absolute_paths(keys, named, folder):
 
 
 def override(config, named):
-    """The config with the options that were named. One end of a run, named alone, lifts the other."""
+    """Apply the named options to the config. Naming epochs alone lifts max_minutes, and vice versa."""
     ends = named.keys() & {"epochs", "max_minutes"}
     if len(ends) == 1 and named[next(iter(ends))] is not None:
         named = {**named, "max_minutes" if ends == {"epochs"} else "epochs": None}
@@ -308,7 +304,7 @@ def override(config, named):
 
 
 def read_config_file(path):
-    """The keys and values of a JSON file, not checked yet."""
+    """The keys and values of a JSON file, unchecked."""
     try:
         with open_plain(path, "r", encoding="utf-8") as file:
             values = json.load(file)
@@ -335,12 +331,12 @@ def display_path(path):
 
 
 def digest(value):
-    """16 hexadecimal digits that tell values, of what JSON can hold, apart."""
+    """The first 16 hexadecimal digits of a JSON value's SHA-256."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def open_plain(path, mode="rb", **options):
-    """open(), for reading, but for what is no plain file: a pipe would be waited for, without end. Raises OSError."""
+    """open() for reading, but raise OSError for pipes and devices: opening a pipe could wait forever."""
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise OSError(errno.EINVAL, "is no plain file", path)
     return open(path, mode, **options)
@@ -348,14 +344,14 @@ def open_plain(path, mode="rb", **options):
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """A binary file that replaces path, or the file it links to, when the block ends, but not when the block fails."""
+    """Open a binary file that replaces `path`, or the file it links to, once the block has succeeded."""
     path = os.path.realpath(path)
     folder, base = os.path.split(path)
-    stem = os.path.join(folder, f".{digest(base)}-")  # of its temporary files, which nobody else's are called
+    stem = os.path.join(folder, f".{digest(base)}-")  # prefix of this file's temporary files alone
     temporary = f"{stem}{secrets.token_hex(4)}{TEMPORARY}"
     try:
         with locked(f"{path}.writing", "write to another file, or again when it is done"):
-            for abandoned in glob.glob(f"{glob.escape(stem)}*{TEMPORARY}"):  # by a process that was killed
+            for abandoned in glob.glob(f"{glob.escape(stem)}*{TEMPORARY}"):  # left by a process that was killed
                 os.remove(abandoned)
             try:
                 with open(temporary, "xb") as file:
@@ -368,13 +364,13 @@ def atomic_write(path):
                     os.remove(temporary)
                 raise
     except OSError as error:
-        if error.filename in (None, temporary, f"{path}.writing"):  # a full disk does not say which file
+        if error.filename in (None, temporary, f"{path}.writing"):  # the error of a full disk names no file
             error.filename, error.filename2 = path, None
         raise
 
 
 def _replace(source, path):
-    """os.replace, which Windows refuses while another program reads the file: tried for two seconds."""
+    """os.replace, retried for two seconds on Windows, which refuses while another program reads the file."""
     for _ in range(20 if sys.platform == "win32" else 0):
         try:
             return os.replace(source, path)
@@ -385,10 +381,10 @@ def _replace(source, path):
 
 @contextlib.contextmanager
 def locked(path, advice, wait=False):
-    """Keep others out of the block with a lock on the file path, which the system lifts whatever ends the process.
+    """Hold a lock on the file `path` during the block; the system releases it however the process ends.
 
-    Where another process holds it, prints advice and waits, or raises UserError that ends with advice. The file goes
-    when the block ends.
+    If another process holds it, print `advice` and wait, or raise UserError, which ends with `advice`. The file is
+    deleted when the block ends.
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path) or os.path.getsize(path)):
@@ -400,7 +396,7 @@ def locked(path, advice, wait=False):
             if sys.platform == "win32":
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
             else:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # worker processes do not inherit it, as a flock
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike a flock, not inherited by workers
         except (BlockingIOError, PermissionError):
             file.close()
             if not wait:
@@ -413,7 +409,7 @@ def locked(path, advice, wait=False):
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 break
-        file.close()  # the holder ended, and deleted the file, while this process opened it
+        file.close()  # the holder deleted the file while this process was opening it
     try:
         yield
     finally:
@@ -422,12 +418,12 @@ def locked(path, advice, wait=False):
                 os.remove(path)
         file.close()
         with contextlib.suppress(OSError):
-            if sys.platform == "win32":  # where an open file cannot be removed
+            if sys.platform == "win32":  # which cannot remove an open file
                 os.remove(path)
 
 
 def save_checkpoint(checkpoint, path):
-    """torch.save, atomically. Through memory, because torch.save hides why a file cannot be written."""
+    """torch.save, atomically, and via memory: torch.save itself hides why a file cannot be written."""
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     with atomic_write(path) as file:
@@ -435,13 +431,13 @@ def save_checkpoint(checkpoint, path):
 
 
 def load_checkpoint(path, advice, part="weights"):
-    """The dict in a .pt file, read with weights_only=True. part: what it must hold beside "config", a dict as that is.
+    """The dict in a .pt file, read with weights_only=True. It must hold two dicts: "config" and `part`.
 
-    Raises UserError; advice ends it.
+    Raises UserError, which ends with `advice`.
     """
     try:
         with open_plain(path) as file:
-            if zipfile.is_zipfile(file):  # torch.save compresses nothing; a small file that unpacks to much is no model
+            if zipfile.is_zipfile(file):  # torch.save does not compress: what unpacks to far more is no model
                 with zipfile.ZipFile(file) as archive:
                     unpacked = sum(member.file_size for member in archive.infolist())
                 if unpacked > 2 * os.path.getsize(path):
@@ -450,7 +446,7 @@ def load_checkpoint(path, advice, part="weights"):
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; {advice}") from None
-    except Exception as error:  # torch raises many kinds for files that are not its own
+    except Exception as error:  # torch raises many types for files of other programs
         raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__}); {advice}") from None
     held = [checkpoint.get(name) for name in ("config", part)] if isinstance(checkpoint, dict) else [None]
     if all(isinstance(value, dict) and all(isinstance(name, str) for name in value) for value in held):

@@ -1,4 +1,4 @@
-"""The grid of blocks in the rectangle of a pixelated image: block size, means, and a smooth image that has them."""
+"""The grid of blocks in the rectangle of a pixelated image: block size, means, and a smooth image with these means."""
 
 import torch
 
@@ -6,8 +6,8 @@ import torch
 def find_block_sizes(images, unknown, sizes):
     """The block size of each pixelated image, which the challenge does not give.
 
-    It is the largest size for which all blocks of the grid anchored at the rectangle's top-left corner are constant,
-    that is: along both axes the image changes only at multiples of the size.
+    It is the largest size for which all blocks are constant, with the grid anchored at the rectangle's top-left corner.
+    Equivalently, the image changes along both axes only at multiples of the size.
 
     images: (N, H, W), any dtype. unknown: (N, H, W) bool, True inside the rectangle. sizes: candidates, a sequence.
     Returns (N,) int64. Where no candidate fits, it is the longer side of the image: the rectangle is one block.
@@ -32,9 +32,9 @@ def _offsets(unknown, axis):
     return torch.arange(hit.shape[1], device=hit.device) - hit.int().argmax(dim=1, keepdim=True)
 
 
-NEAR = 4  # pixels around the rectangle whose brightness and contrast are those of what is hidden
-DEVIATION_OFFSET = 0.02  # 5 of 255 grey levels: where all is flat, noise is not to be blown up
-PROJECTIONS = 10  # after which hardly any pixel leaves [0, 1] by more than what rounding takes
+NEAR = 4  # pixels around the rectangle that tell the brightness and contrast of the hidden ones
+DEVIATION_OFFSET = 0.02  # 5 of 255 grey levels, so that noise in flat areas is not amplified
+PROJECTIONS = 10  # then hardly any pixel leaves [0, 1] by more than rounding hides
 
 
 class BlockGrid:
@@ -80,7 +80,7 @@ class BlockGrid:
         return center, ((maps - center) ** 2 * near).sum((2, 3), keepdim=True).sqrt() + DEVIATION_OFFSET
 
     def within_range(self, images, means):
-        """Images within [0, 1], as near as possible to these block means: alternates between the two conditions."""
+        """Bring images into [0, 1] and close to these block means, by alternating projections."""
         for _ in range(PROJECTIONS):
             images = images.clamp(0, 1)
             images = images + means - self.means(images)
@@ -96,10 +96,10 @@ class BlockGrid:
 
 
 def interpolate(images, means, grid, deviations=(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1)):
-    """A smooth image with the given block means: blurred, put back onto what is known, and again, ever more finely.
+    """A smooth image with the given block means: blur, restore known pixels and means, repeat with finer blurs.
 
     images, means: (N, 1, H, W), means as from grid.expected_means. deviations: of the Gaussian blurs, in pixels.
-    Alternating projections; the fixed point is a membrane stretched over the known pixels and the block means.
+    These are alternating projections; their fixed point is a membrane over the known pixels and the block means.
     """
     guess = images
     blurs = {deviation: [_blur_matrix(n, deviation, images) for n in images.shape[2:]] for deviation in set(deviations)}

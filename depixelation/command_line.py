@@ -25,7 +25,7 @@ from utils import (
     with_absolute_paths,
 )
 
-RESUME = Command("resume", None, "go on with an interrupted run; its config is kept, options override it")
+RESUME = Command("resume", None, "continue an interrupted run with its own config; options override it")
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Request:
     operands: list
     task: Task  # with the configuration
     options: Keys  # of the command
-    named: dict  # {key of the configuration: value} as options named them
+    named: dict  # {key of the configuration: value} of the options that were named
     config_file: str | None  # where the configuration was read from
 
 
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_command_line(arguments):
-    """The Request of these words; None where they ask for help, which is printed. Raises UserError."""
+    """Parse the arguments into a Request; None if they ask for help, which is printed. Raises UserError."""
     first = Parser()
     first.add_argument("--task")
     first.add_argument("--config")
@@ -59,7 +59,7 @@ def read_command_line(arguments):
     named, rest = first.parse_known_args(arguments)
     path, values = named.config, {}
     if path is None and named.task in (None, "depixelation"):
-        path = os.path.join(ROOT, "config.json")  # of depixelation alone
+        path = os.path.join(ROOT, "config.json")  # the default for depixelation only
     if path is not None:
         values = read_config_file(path)
     name = named.task or str(values.get("task", "depixelation"))
@@ -109,7 +109,7 @@ def parse(arguments, task_type, commands, values, config_file):
 
 
 def option_owners(config_type, commands, task_type):
-    """{option: (Keys class that tells about it, names of the commands whose own it is)}"""
+    """{option: (Keys class that defines it, names of the commands that own it)}"""
     owners = {name: (config_type, []) for name in key_types(config_type)}
     for command in commands.values():
         keys = command.options_type(task_type)
@@ -119,7 +119,7 @@ def option_owners(config_type, commands, task_type):
 
 
 def read_config(config_type, values, config_file, named):
-    """(the Config of a file's values and of the options, the latter checked)."""
+    """(the Config from a file's values and the options; the options, checked)."""
     retired = sorted(name for name in values if name in RETIRED and name not in key_types(config_type))
     if retired:
         kept = ", ".join(retired)
@@ -128,14 +128,14 @@ def read_config(config_type, values, config_file, named):
     config = config_from_dict(config_type, values, config_file, folder)
     here = values.get("images", "")
     if config.path_keys({"images": config.images}) and os.path.exists(here) and not os.path.exists(config.images):
-        config = dataclasses.replace(config, images=os.path.abspath(here))  # the config of a model keeps but its name
+        config = dataclasses.replace(config, images=os.path.abspath(here))  # a model's config keeps only the name
     checked = checked_options(config_type, named)
     checked |= {name: os.path.abspath(checked[name]) for name in config_type.path_keys(checked)}
     return override(config, checked), checked
 
 
 def checked_options(keys, named):
-    """{key: value} of the options that belong to this Keys class. named: {option: as argparse has it}."""
+    """{key: value} of the options that belong to this Keys class. named: {option: value from argparse}."""
     return {
         name: check_value(keys, name, _parse_option(keys, name, named[name]), "command line")
         for name in key_types(keys)
@@ -144,7 +144,7 @@ def checked_options(keys, named):
 
 
 def _parse_option(keys, name, text):
-    """The text of an option as a JSON value: text keys take it as it is; none or null mean None."""
+    """Parse an option's text as JSON; text keys take it verbatim; "none" and "null" mean None."""
     kind, *others = key_types(keys)[name]
     if isinstance(text, list):
         return [int(word) if str(word).lstrip("-").isdecimal() and len(word) < 20 else word for word in sum(text, [])]
@@ -154,7 +154,7 @@ def _parse_option(keys, name, text):
         return text
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):  # also a number of too many digits
+    except (ValueError, RecursionError):  # ValueError: also a number with too many digits
         return text
 
 
@@ -173,12 +173,12 @@ exit status: 0 done; 1 some photos were not restored; 2 a mistake in the options
 
 
 def help_text(name, task_type, commands, command, everything):
-    """What --help prints: of a command; of everything; or one screen."""
+    """The text of --help: for a command, for everything, or one screen."""
     if command:
         return command_help(name, task_type, command)
     lines = [f"--task {name}: {task_type.summary}.", ""]
     lines += ["python main.py [--KEY VALUE ...]            trains as config.json and the options say"]
-    lines += ["python main.py --COMMAND ... [--help]       does something else; --help tells its options", ""]
+    lines += ["python main.py --COMMAND ... [--help]       runs a command; --help lists its options", ""]
     lines += ["commands"]
     for each in commands.values():
         lines += _entry(_usage(each), each.help, 30)
@@ -188,7 +188,7 @@ def help_text(name, task_type, commands, command, everything):
             for key in keys:
                 lines += _entry(f"--{key}", _key_help(task_type.Config, key), 24)
     else:
-        lines += ["", "keys that are changed most (--help all lists every key)"]
+        lines += ["", "most used keys (--help all lists every key)"]
         for key in FIRST_KEYS:
             if key in key_types(task_type.Config):
                 lines += _entry(f"--{key}", _key_help(task_type.Config, key), 18, 1)
@@ -198,7 +198,7 @@ def help_text(name, task_type, commands, command, everything):
 
 
 def command_help(task_name, task_type, command):
-    """What --COMMAND --help prints."""
+    """The text of --COMMAND --help."""
     prefix = "" if task_name == "depixelation" else f"--task {task_name} "
     lines = [f"python main.py {prefix}{_usage(command)} [--KEY VALUE ...]", *textwrap.wrap(command.help + ".", 110)]
     options = command.options_type(task_type)
@@ -207,7 +207,7 @@ def command_help(task_name, task_type, command):
         for key in key_types(options):
             lines += _entry(f"--{key}", _key_help(options, key), 24)
     shared = "images output_dir cache_dir device precision".split()
-    lines += ["", f"of the training's keys these count, too: {', '.join('--' + key for key in shared)} (--help all)"]
+    lines += ["", f"these training keys apply, too: {', '.join('--' + key for key in shared)} (--help all)"]
     return "\n".join([*lines, *(["", f"example: {command.example}"] if command.example else [])])
 
 
@@ -219,7 +219,7 @@ def _usage(command):
 
 
 def _entry(term, text, width, most=None):
-    """The lines of a term and its explanation; at most so many."""
+    """The lines of a term and its explanation; at most `most` lines."""
     wrapped = textwrap.wrap(text, 116 - width) or [""]
     if most and len(wrapped) > most:
         wrapped = [
@@ -241,7 +241,7 @@ def _key_help(keys, name):
 
 
 def _groups(config_type):
-    """(group, keys) of all keys of a Config."""
+    """Yield (group, keys) until all keys of a Config are listed."""
     left = list(key_types(config_type))
     for group, names in GROUPS.items():
         keys = [name for name in names.split() if name in left]

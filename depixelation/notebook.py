@@ -9,9 +9,8 @@ from PIL import Image
 from depixelation.commands.depixelate import DepixelateOptions, Restorer
 from depixelation.engine.processes import quiet
 from depixelation.mosaics.area import Area, check_area
-from depixelation.mosaics.exact import square_area
+from depixelation.mosaics.given import given_areas
 from depixelation.mosaics.photo import find_areas, restore_photo
-from depixelation.mosaics.regions import find_regions
 from depixelation.tasks.depixelation import Depixelation
 from utils import check_value
 
@@ -28,6 +27,7 @@ def restore(
     areas: list[tuple[int, int, int, int]] | None = None,
     mask: np.ndarray | None = None,
     *,
+    block_size: float | tuple[float, float] | None = None,
     realism: float = 0.0,
     seed: int | None = None,
     sensitivity: float = 0.5,
@@ -39,6 +39,7 @@ def restore(
     image: (H, W) or (H, W, 3) uint8 array, or a Pillow image (L, RGB or RGBA; others become RGB).
     areas: (x, y, width, height) in pixels of each area; None: they are found.
     mask: (H, W) bool array in place of areas, True where the image is pixelated. Nothing else is changed.
+    block_size: side of the blocks in these, in pixels, or their width and height; None: it is measured.
     realism: how real it looks, from 0, most accurate, to 1. seed: draw a possible original, another one for each seed.
     sensitivity: of the search, 0 to 1; higher finds more, false areas too. model: a models/NAME.pt to restore with.
     Raises TypeError or ValueError for another image, areas or mask, and utils.UserError for another model or number.
@@ -46,15 +47,16 @@ def restore(
     pixels, back = _pixels_of(image)
     if areas is not None and mask is not None:
         raise ValueError("give areas or a mask, not both")
+    block = _block_of(block_size, areas is not None or mask is not None)
     named = {"realism": float(realism), "sensitivity": float(sensitivity)}
     for name, value in named.items():
         check_value(DepixelateOptions, name, value, "restore")
     with quiet():
         restorer = _restorer(model, device, bool(realism or seed is not None))
-    if mask is not None:
-        areas = _boxes_of(np.asarray(mask), pixels)
-    if areas is not None:
-        found = [square_area(pixels, check_area(tuple(map(int, area)), pixels, "the image")) for area in areas]
+    if mask is not None or areas is not None:
+        rectangles = [check_area(tuple(map(int, area)), pixels, "the image") for area in areas or ()]
+        mask = mask if mask is None else _checked_mask(np.asarray(mask), pixels)
+        found = given_areas(pixels, rectangles, mask, block)
     else:
         restorer.finder.sensitivity = sensitivity
         found = find_areas(restorer.finder, pixels)
@@ -62,10 +64,7 @@ def restore(
         return Restored(back(pixels), found)
     realistic = restorer.realistic.at(realism or 1.0, seed or 0) if restorer.realistic else None
     result = restore_photo(pixels, found, restorer.accurate, realistic, restorer.detects_average)
-    restored = result.restored
-    if mask is not None:
-        restored = np.where(np.asarray(mask)[:, :, None], restored, pixels)
-    return Restored(back(restored), result.areas)
+    return Restored(back(result.restored), result.areas)
 
 
 @functools.lru_cache(2)  # loading takes longer than a small photo
@@ -99,11 +98,19 @@ def _pixels_of(image):
     return image.reshape(*image.shape[:2], -1), lambda restored: restored.reshape(image.shape).copy()
 
 
-def _boxes_of(mask, pixels):
-    """(x, y, width, height) of each connected region of a mask."""
+def _block_of(block_size, places):
+    """(width, height) of blocks, or None. places: whether areas are given, too."""
+    if block_size is None:
+        return None
+    block = tuple(map(float, block_size if isinstance(block_size, (tuple, list)) else (block_size, block_size)))
+    if len(block) != 2 or not min(block) >= 2:
+        raise ValueError(f"block_size must be a side in pixels, from 2 on, or (width, height), not {block_size}")
+    if not places:
+        raise ValueError("block_size says what is in areas or a mask; give one of them, too")
+    return block
+
+
+def _checked_mask(mask, pixels):
     if mask.dtype != bool or mask.shape != pixels.shape[:2]:
         raise ValueError(f"mask must be bool of shape {pixels.shape[:2]}, not {mask.dtype} of shape {mask.shape}")
-    return [
-        (int(starts.min()), int(rows[0]), int(ends.max() - starts.min()), int(rows[-1] + 1 - rows[0]))
-        for rows, starts, ends in find_regions(mask)
-    ]
+    return mask

@@ -1,14 +1,15 @@
-"""The eight symmetries of the square: of images, and of the filters of a network that treats all of them alike.
+"""The eight symmetries of the square, for images and for the filters of equivariant networks.
 
 A symmetry is a number from 0 (unchanged) to 7. Bits: mirrored along x, mirrored along y, then transposed.
 
-Filters may be tied by negation, too, which swaps light and dark; then 16 entries are equal where otherwise 8 are. Each
-channel a then has a partner b: what a would be for the negated image. Negating the image swaps a and b, so
-(a + b) / 2 stays the same, it is even, and (a - b) / 2 changes its sign, it is odd: the two parities. A tied filter
-treats a and b alike, a' = p a + q b and b' = q a + p b. Therefore even' = (p + q) even and odd' = (p - q) odd: two
-convolutions instead of four, half of the FLOPs. Only ReLU needs a = even + odd and b = even - odd themselves.
-Where by_parity says so, a network computes with Parities, two tensors: in one, they would have to be cut out and put
-together again for every layer, and the last layers would be trained on even maps that nobody needs.
+Filters may also be tied by negation, which swaps light and dark; then 16 entries are equal instead of 8. Each channel a
+has a partner b, the value of a for the negated image. Negating the image swaps a and b. It leaves (a + b) / 2, the even
+parity, unchanged and flips the sign of (a - b) / 2, the odd parity. A tied filter treats a and b alike:
+a' = p a + q b and b' = q a + p b. Hence even' = (p + q) even and odd' = (p - q) odd: two convolutions instead of four,
+half of the FLOPs. Only ReLU needs a = even + odd and b = even - odd themselves.
+
+Where by_parity is true, a network computes with Parities, two tensors. A single tensor would have to be split and
+joined again at every layer, and the last layers would compute even maps that nobody needs.
 """
 
 import functools
@@ -19,42 +20,41 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-SYMMETRIES = (0, 4, 3, 7, 1, 2, 5, 6)  # best first: the mean of predictions in the first three is nearly that of all
+SYMMETRIES = (0, 4, 3, 7, 1, 2, 5, 6)  # best first: the first three average to nearly the mean of all
 
 
 def turn(maps, symmetry):
-    """Maps, (..., H, W), in a symmetry: (..., W, H) where it transposes."""
+    """Apply a symmetry to maps, (..., H, W) -> (..., H, W), or (..., W, H) where it transposes."""
     maps = maps.flip([axis for axis, bit in ((-1, 1), (-2, 2)) if symmetry & bit])
     return maps.mT if symmetry & 4 else maps
 
 
 def turn_back(maps, symmetry):
-    """Undoes turn."""
+    """Undo `turn`."""
     maps = maps.mT if symmetry & 4 else maps
     return maps.flip([axis for axis, bit in ((-1, 1), (-2, 2)) if symmetry & bit])
 
 
 def transform(network, maps, symmetry):
-    """The network's output, float32, for the maps in a symmetry, turned back."""
+    """Turn the maps, (N, C, H, W), apply the network, and turn its output, float32, back."""
     maps = turn(maps, symmetry).contiguous(memory_format=torch.channels_last)
     return turn_back(network(maps).float(), symmetry)
 
 
 def products():
-    """Eight lists: entry g of list r is the symmetry that turns as g and then r do."""
-    corners = torch.arange(4, device="cpu").view(2, 2)  # also where a network is built without memory, to be counted
+    """The table of compositions, eight lists: entry g of list r is the symmetry "first g, then r"."""
+    corners = torch.arange(4, device="cpu").view(2, 2)  # even where a network is built on the meta device
     known = {tuple(turn(corners, g).flatten().tolist()): g for g in range(8)}
     return [[known[tuple(turn(turn(corners, g), r).flatten().tolist())] for g in range(8)] for r in range(8)]
 
 
 @functools.cache
 def tied_entries(outputs, inputs, subpixels, side):
-    """Which entries of a filter are equal if it commutes with all symmetries: int64, each entry's orbit, from 0.
+    """The orbit of each entry of a filter, int64, from 0: an equivariant filter has equal entries within an orbit.
 
-    outputs, inputs: 8 for a field, whose channels turn into each other, or 1 for a channel that only turns; 16 or 2
-    where a second half holds what the first would be for the negated image. The shape is (outputs, inputs, subpixels,
-    subpixels, side, side): subpixels are outputs that a pixel shuffle puts beside each other. Each orbit has 8 entries,
-    or 16.
+    outputs, inputs: 8 for a field, whose channels a symmetry permutes; 1 for a channel that only turns; 16 or 2 where
+    a second half holds the first half's values for the negated image. The shape is (outputs, inputs, subpixels,
+    subpixels, side, side); a pixel shuffle puts the subpixels beside each other. Each orbit has 8 entries, or 16.
     """
     shape = outputs, inputs, subpixels, subpixels, side, side
     entries, turned = torch.arange(math.prod(shape), device="cpu").view(shape), []
@@ -68,17 +68,16 @@ def tied_entries(outputs, inputs, subpixels, side):
 
 
 class EquivariantConv2d(nn.Module):
-    """A convolution whose output turns as its input does, in all eight symmetries: Cohen and Welling 2016, p4m.
+    """A convolution that is equivariant to all eight symmetries: Cohen and Welling 2016, p4m.
 
-    Channels come in fields of eight: channel g of a field is what its first channel would be of the image in the
-    symmetry g, turned back. So a filter between fields has an eighth of the free weights; it takes as many FLOPs.
-    In fields of sixteen, channel 8 + g is channel g of the negated image: only a sixteenth of the weights is free.
+    Channels come in fields of eight: channel g of a field is the first channel's response to the image in symmetry g,
+    turned back. So a filter between fields has an eighth of the free weights, but takes as many FLOPs. In fields of
+    sixteen, channel 8 + g is channel g for the negated image, and only a sixteenth of the weights is free.
     """
 
     def __init__(self, conv, outputs=8, inputs=8, subpixels=1):
-        """conv: the nn.Conv2d that it replaces and begins as strong as. outputs, inputs: 8, or 1 where channels are no
-        fields, as those of images; 16 or 2, see tied_entries. subpixels: by how much a pixel shuffle enlarges what it
-        returns; else 1."""
+        """conv: the nn.Conv2d to replace; its weights set the initial scale. outputs, inputs: 8 for fields, 1 for
+        channels of images; 16 or 2, see tied_entries. subpixels: the factor of the pixel shuffle that follows, or 1."""
         super().__init__()
         self.outputs, self.inputs, self.subpixels = outputs, inputs, subpixels
         self.stride, self.padding, side = conv.stride, conv.padding, conv.kernel_size[0]
@@ -93,7 +92,7 @@ class EquivariantConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(b // outputs, a // inputs, len(self.tied) // self.order))
         self.bias = nn.Parameter(torch.empty(b // outputs))
         with torch.no_grad():
-            self.weight.copy_(self.untied(weight.permute(0, 2, 3, 1)) * self.order**0.5)  # a mean varies less
+            self.weight.copy_(self.untied(weight.permute(0, 2, 3, 1)) * self.order**0.5)  # a mean has less deviation
             self.bias.copy_(conv.bias[:: outputs * subpixels**2])
 
     def extra_repr(self):
@@ -101,18 +100,18 @@ class EquivariantConv2d(nn.Module):
         return f"{inputs}, {outputs}, side={self.shape[-1]}, stride={self.stride}"
 
     def matrix(self, weight):
-        """The filters as a matrix of outputs x (height * width * inputs), of weights as self.weight is."""
+        """The filters of free weights, shaped like self.weight, as a matrix: outputs x (height * width * inputs)."""
         o, i = weight.shape[:2]
         return _as_matrix(weight.flatten(0, 1).index_select(1, self.tied).view(o, i, *self.shape))
 
     def untied(self, matrix):
-        """The weights whose filters are nearest to these: undoes matrix()."""
+        """The free weights whose filters are nearest to this matrix: the inverse of matrix()."""
         o, i = self.weight.shape[:2]
         full = matrix.reshape(o, self.outputs, *self.shape[2:], i, self.inputs).permute(0, 6, 1, 7, 2, 3, 4, 5)
         return torch.zeros_like(self.weight).index_add_(2, self.tied, full.reshape(o, i, -1)) / self.order
 
     def filters(self):
-        """As nn.Conv2d has them, (out, in, h, w), in channels_last format."""
+        """The filters as in nn.Conv2d, (out, in, h, w), in channels_last format."""
         return _from_matrix(self.matrix(self.weight), self.shape[-2:])
 
     def parity_filters(self):
@@ -120,13 +119,13 @@ class EquivariantConv2d(nn.Module):
         o, i = self.weight.shape[:2]
         half = self.weight.flatten(0, 1).index_select(1, self.tied[: len(self.tied) // 2])  # the filters of channels a
         half = half.view(o, i, self.outputs // 2, 2, self.inputs // 2, *self.shape[2:])
-        p, q = half.unbind(3)  # what they do to channels a, and to channels b
+        p, q = half.unbind(3)  # the weights for channels a, and for channels b
         return [_from_matrix(_as_matrix(filters), self.shape[-2:]) for filters in (p + q, p - q)]
 
     def forward(self, maps):
         if isinstance(maps, Parities):
-            bias = self.bias.repeat_interleave(self.outputs // 2 * self.subpixels**2)  # of a and b: they differ by 0,
-            parts = zip(maps, self.parity_filters(), (bias, 0 * bias))  # which is in the graph: all need a gradient
+            bias = self.bias.repeat_interleave(self.outputs // 2 * self.subpixels**2)  # of a and b alike: odd is 0,
+            parts = zip(maps, self.parity_filters(), (bias, 0 * bias))  # yet in the graph: all need a gradient
             return Parities(*(F.conv2d(part, f, b, self.stride, self.padding) for part, f, b in parts))
         bias = self.bias.repeat_interleave(self.outputs * self.subpixels**2)
         return F.conv2d(maps, self.filters(), bias, self.stride, self.padding)
@@ -153,7 +152,7 @@ class Parities(NamedTuple):
 
 
 def each(function, maps, *arguments):
-    """The function of maps, or of either parity; for functions that treat all channels alike and are linear."""
+    """Apply a function to maps, or to both parities. It must be linear and treat all channels alike."""
     if isinstance(maps, Parities):
         return Parities(*(function(part, *arguments) for part in maps))
     return function(maps, *arguments)
@@ -169,8 +168,7 @@ class PairReLU(nn.Module):
 class ParityReLU(torch.autograd.Function):
     """((a + b) / 2, (a - b) / 2) of a = ReLU(even + odd), b = ReLU(even - odd).
 
-    The gradient takes the same steps as the function, which in autograd's hands are nearly twice as many passes over
-    memory.
+    The gradient has the same form as the function; autograd's own takes nearly twice as many passes over memory.
     """
 
     @staticmethod
@@ -189,17 +187,19 @@ class ParityReLU(torch.autograd.Function):
 
 
 def by_parity(maps):
-    """Whether a network with filters tied by negation computes with parities: on a CPU in float32, where arithmetic
-    takes most of the time. bfloat16 is used where the CPU computes fast in it; there memory and calls weigh more."""
+    """Whether a network tied by negation computes with parities: on a CPU in float32, where arithmetic dominates.
+
+    bfloat16 is used only on CPUs that are fast in it; there memory traffic and calls weigh more.
+    """
     return maps.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 def odd(network, maps, signs):
     """The odd parity of the output of a network that takes and returns pairs of maps.
 
-    maps: (N, C, H, W). signs: for each of them -1 if negation changes its sign, else 1.
+    maps: (N, C, H, W). signs: for each map -1 if negating the image flips its sign, else 1.
     """
-    if by_parity(maps):  # a map that negation does not change is all even; one whose sign it changes is all odd
+    if by_parity(maps):  # a map whose sign flips is purely odd, any other purely even
         even = torch.tensor(signs).view(-1, 1, 1) > 0
         return network(Parities(maps * even, maps * ~even)).odd
     pairs = [m for one, sign in zip(maps.split(1, dim=1), signs) for m in (one, one if sign > 0 else -one)]
@@ -211,8 +211,8 @@ def odd(network, maps, signs):
 def tie_filters(unet, odd=False):
     """Make a UNet equivariant, in place: replaces its convolutions and, if odd, its ReLUs, which must be modules.
 
-    The maps that it takes and returns turn, but are no fields. odd: tie the filters by negation, too; maps then come in
-    pairs, of the image and of the negated image.
+    Its input and output maps turn as images do; only the maps between are fields. odd: tie the filters by negation,
+    too; maps then come in pairs, for the image and for the negated image.
     """
     image_fields, feature_fields = (2, 16) if odd else (1, 8)
     roles = {"first": {"inputs": image_fields}, "last": {"outputs": image_fields}}

@@ -245,11 +245,11 @@ def test_hostile_pickles_execute_nothing_and_get_one_clear_line(tmp_path, monkey
     for name, code in cases.items():
         with open("hostile.pkl", "wb") as file:
             file.write(code)
-        start = time.monotonic()
+        start = time.process_time()  # of this process, however busy the machine is
         with pytest.raises(UserError) as error:
             load_test_set("hostile.pkl")
         message = str(error.value)
         assert message.startswith("test_set: hostile.pkl is not a test pickle: ") and "\n" not in message, name
-        assert time.monotonic() - start < 10, name
+        assert time.process_time() - start < 10, name
     assert os.listdir() == ["hostile.pkl"]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB

@@ -1,4 +1,4 @@
-"""--realism R: the refiner's file, and the RealismBlend that it makes of an accurate Predictor."""
+"""--realism R: loads the refiner and blends it with an accurate Predictor."""
 
 import os
 
@@ -11,7 +11,7 @@ from utils import UserError, config_from_dict, display_path, load_checkpoint
 
 
 def blend_of(task, accurate, options):
-    """The RealismBlend of an accurate Predictor; that Predictor itself where neither realism nor samples are wanted."""
+    """The RealismBlend of an accurate Predictor, or that Predictor itself if neither realism nor samples are wanted."""
     if not options.realism and not options.samples:
         return accurate
     path = options.refiner or task.refiner
@@ -38,7 +38,7 @@ def measured_refiner(task, options):
 
 
 def refiner_record(path):
-    """A Model that stands for what a refiner was trained on; it predicts nothing."""
+    """A Model without a predictor, for the record of what the refiner was trained on."""
     checkpoint = load_checkpoint(path, "name another one with --refiner FILE")
     config_type = load_task(checkpoint["config"].get("task", "depixelation"), path).Config
     trained_with = config_from_dict(config_type, checkpoint["config"], path)

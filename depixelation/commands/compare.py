@@ -23,7 +23,7 @@ def compare(task, options, names):
     sources = {name: trained_on(config, name) for name in names}
     if len(set(filter(None, sources.values()))) > 1:
         listed = ", ".join(f"{name}: {source}" for name, source in sources.items() if source)
-        print(f"warning: these runs have scores on different images, which do not compare ({listed})", file=sys.stderr)
+        print(f"warning: these runs' scores, on different images, cannot be compared ({listed})", file=sys.stderr)
     panels = []
     columns = task.curves or ("train_loss", *task.scores)
     for column in columns:
@@ -46,7 +46,7 @@ def compare(task, options, names):
 
 
 def trained_on(config, name):
-    """The images that a run was trained on, from its config beside the model or the log; None where there is none."""
+    """The images that a run was trained on, from its config beside the model or the log. None without one."""
     for folder in ("models", "losses"):
         with contextlib.suppress(UserError):
             images = str(read_config_file(config.file(folder, ".json", name)).get("images"))

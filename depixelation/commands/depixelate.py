@@ -1,28 +1,32 @@
 """--depixelate: find the pixelated areas of photos of any size and colour, and restore them."""
 
 import contextlib
+import functools
 import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
 
 from depixelation.commands import Command
 from depixelation.commands.blending import blend_of
+from depixelation.commands.each_photo import attempt
+from depixelation.commands.naming import check_given, is_mask, named_again, named_areas
 from depixelation.engine.models import chosen_model, load_models, load_network
 from depixelation.engine.options import ModelOptions, RealismOptions
 from depixelation.engine.outputs import check_outputs
 from depixelation.engine.predictor import Predictor
-from depixelation.engine.processes import shortage
 from depixelation.figures.areas import mark_areas
+from depixelation.figures.before_after import before_after
+from depixelation.figures.page import NAME, Entry, area_entry, write_page
 from depixelation.figures.restoration import SPREAD
-from depixelation.images.photo_files import EXTENSIONS, list_files, read_photo, result_bases, save_photo
-from depixelation.mosaics.area import AREA, check_area, in_fours
-from depixelation.mosaics.exact import square_area
+from depixelation.images.photo_files import only_colours, photo_jobs, read_photo, save_photo
+from depixelation.mosaics.area import AREA, BLOCK_SIZE
 from depixelation.mosaics.finder import Finder
+from depixelation.mosaics.pace import Pace, pixels_to_restore
 from depixelation.mosaics.photo import find_areas, restore_areas, restore_photo
 from depixelation.tasks.files import Files
 from depixelation.tasks.finding import SENSITIVITY, Finding
@@ -37,10 +41,15 @@ class DepixelateOptions(RealismOptions, ModelOptions):
     """Of --depixelate."""
 
     area: list | None = AREA
+    mask: str | None = key(
+        None, "a picture, white where the photo is pixelated; or a folder of such, named as the photos", path=True
+    )
+    block_size: str | None = BLOCK_SIZE
     sensitivity: float = SENSITIVITY
     output: str | None = key(None, "the folder for photos that are written; none: beside each", path=True)
     overwrite: bool = key(False, "restore photos again that have a result", argparse=FLAG)
     preview: bool = key(False, "only draw what was found into the photo", argparse=FLAG)
+    page: bool = key(False, f"write {NAME} for one photo too, a page to compare before and after", argparse=FLAG)
     json: bool = key(False, "print what was found as JSON, a line for each photo that is restored", argparse=FLAG)
 
 
@@ -52,9 +61,9 @@ class Restorer:
         files = Files(Files.Config(**{name: getattr(task.config, name) for name in ("device", "precision")}))
         paths = [chosen_restorer(task, options)]
         (model,), device, precision = load_models(files, options, paths)
-        self.finder = None if options.area else load_finder(options.sensitivity, device, precision)
+        self.finder = None if options.area or options.mask else load_finder(options.sensitivity, device, precision)
         blend = model.predictor if options.preview else blend_of(files, model.predictor, options)
-        self.accurate = model.predictor
+        self.accurate = getattr(blend, "accurate", model.predictor)  # a blend's remembers what it computed
         self.realistic = blend if options.realism and not options.preview else None
         self.samples = blend.samples(options.samples) if options.samples and not options.preview else []
         # A network that keeps the means has them in any case: its result tells nothing of how they came about.
@@ -62,9 +71,15 @@ class Restorer:
             model.trained_with and not model.trained_with.network_options.get("consistent", True)
         )
 
-    def restore(self, pixels, areas):
-        """The PhotoResult of a photo with these Areas."""
-        return restore_photo(pixels, areas, self.accurate, self.realistic, self.detects_average)
+    def restore(self, pixels, areas, pace):
+        """The PhotoResult of a photo with these Areas, watched by a Pace."""
+        realistic = self.realistic and pace.watch("realistic", self.realistic)
+        return restore_photo(pixels, areas, pace.watch("accurate", self.accurate), realistic, self.detects_average)
+
+    def pace(self, pixels, areas, say):
+        """The Pace of restoring a photo, with its samples."""
+        once = pixels_to_restore(areas, pixels.shape[2])
+        return Pace({"accurate": once, "realistic": once * (bool(self.realistic) + len(self.samples))}, say)
 
 
 def chosen_restorer(task, options):
@@ -98,52 +113,76 @@ def depixelate(task, options, paths):
 
     Returns 1 where a photo could not be read or written, which does not end the work on the others.
     """
-    files = list_files(paths)
-    files = [(path, base) for (path, _), base in zip(files, result_bases(files, options.output))]
-    if not files:
-        raise UserError(
-            f"{display_path(paths[0])}: has no photos (looked for {', '.join(EXTENSIONS)}, also in subfolders)"
-        )
     suffixes = WRITTEN[2:] if options.preview else (*WRITTEN[:2], *sample_suffixes(options.samples))
-    check_outputs([(base + suffix, "picture") for _, base in files for suffix in suffixes], [path for path, _ in files])
+    check_given(options)
+    files = [job for job in photo_jobs(paths, suffixes, options.output) if not is_mask(options.mask, job[0])]
+    if not files:
+        raise UserError(f"mask: {display_path(options.mask)} holds all that was named; keep photos and masks apart")
+    page = page_path(options, paths, files)
+    check_outputs([(page, "page")] * bool(page), [path for path, *_ in files])
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         restorer = Restorer(task, options)
     failed = skipped = 0
-    for path, base in tqdm(files, desc="restoring", unit=" photos", leave=False, disable=len(files) < 2):
-        if not (options.overwrite or options.preview) and all(os.path.exists(base + suffix) for suffix in suffixes):
-            skipped += 1
-            continue
-        reason = attempt(restorer, options, path, base)
-        if reason:
-            failed += 1
-            tqdm.write(f"main.py: error: {reason}", file=sys.stderr)
+    entries = []
+    try:
+        for path, base, problem in tqdm(files, desc="restoring", unit=" photos", leave=False, disable=len(files) < 2):
+            entry = Entry(path)
+            new = options.overwrite or options.preview or not all(os.path.exists(base + suffix) for suffix in suffixes)
+            if problem or new:
+                work = functools.partial(depixelate_photo, restorer, options, entry)
+                entry.problem = problem or attempt(path, base, work)
+            else:
+                skipped += 1
+                show_results(entry, options, base)
+            if entry.problem:
+                failed += 1
+                tqdm.write(f"main.py: error: {entry.problem}", file=sys.stderr)
+            entries.append(entry)
+    finally:  # Ctrl-C too leaves a page of what is done
+        status = finish_page(entries, page, options) if page and entries else 0
     if skipped or (failed and len(files) > 1):
         line = f"{failed} of {len(files)} photos failed, {skipped} have results, left as they are without --overwrite"
+        line += f"; --{named_again(options)} changes nothing there" if skipped and named_again(options) else ""
         print(line, file=sys.stderr if options.json else sys.stdout)
-    return 1 if failed else 0
+    return 1 if failed else status
 
 
-def attempt(restorer, options, path, base):
-    """Restore one photo. Returns why that failed, if it did."""
+def page_path(options, paths, files):
+    """Where the page of these photos is written: in --output, else beside the first one; None: it is not."""
+    if options.preview or len(files) < 2 and not options.page:
+        return None
+    beside = paths[0] if os.path.isdir(paths[0]) else os.path.dirname(files[0][0])
+    return os.path.join(options.output or beside, NAME)
+
+
+def finish_page(entries, page, options):
+    """Write the page and say where it is. Returns 1 where it cannot be written."""
     try:
-        depixelate_photo(restorer, options, path, base)
-    except UserError as error:
-        return str(error)
-    except OSError as error:
-        return f"{display_path(error.filename or base)}: cannot be written ({error.strerror})"
-    except (MemoryError, RuntimeError) as error:
-        if not shortage(error):
-            raise
-        return f"{display_path(path)}: {shortage(error)}"
-    return None
+        write_page(entries, page)
+    except (OSError, UserError) as error:
+        reason = f"{display_path(page)}: cannot be written ({error.strerror})" if isinstance(error, OSError) else error
+        print(f"main.py: error: {reason}", file=sys.stderr)
+        return 1
+    print(f"Before and after: {display_path(page)}", file=sys.stderr if options.json else sys.stdout)
+    return 0
 
 
-def depixelate_photo(restorer, options, path, base):
-    """Read one photo, find its areas, restore them, write what became of it, print what was done. Raises UserError."""
-    pixels, alpha, profile = read_photo(path)
+def show_results(entry, options, base):
+    """Let the page's Entry of a photo show its results."""
+    entry.after = base + WRITTEN[0]
+    *samples, spread = sample_suffixes(options.samples) or [None]
+    entry.samples, entry.spread = [base + suffix for suffix in samples], spread and base + spread
+
+
+def depixelate_photo(restorer, options, entry, path, base):
+    """Read one photo, find its areas, restore them, write what became of it, print what was done. Raises UserError.
+
+    entry: of the page; told what became of the photo.
+    """
+    pixels, alpha, metadata = read_photo(path)
     started = time.monotonic()
-    if options.area:
-        areas = [square_area(pixels, check_area(group, pixels, path)) for group in in_fours(options.area)]
+    if options.area or options.mask:
+        areas = named_areas(options, pixels, path)
     else:
         areas = find_areas(restorer.finder, pixels)
     if not options.json:
@@ -151,24 +190,28 @@ def depixelate_photo(restorer, options, path, base):
             tqdm.write(line)
     written = []
 
-    def save(picture, alpha, profile, suffix):
+    def save(picture, alpha, metadata, suffix):
         if options.overwrite or options.preview or not os.path.exists(base + suffix):
-            save_photo(picture, alpha, profile, base + suffix)
+            save_photo(picture, alpha, metadata, base + suffix)
             written.append(base + suffix)
 
     if areas and options.preview:
-        save(mark_areas(pixels, areas), None, profile if pixels.shape[2] == 3 else None, WRITTEN[2])
+        save(mark_areas(pixels, areas), None, only_colours(metadata) if pixels.shape[2] == 3 else None, WRITTEN[2])
     elif areas:
-        result = restorer.restore(pixels, areas)
+        pace = restorer.pace(pixels, areas, lambda line: tell_pace(options, path, line))
+        result = restorer.restore(pixels, areas, pace)
         areas = result.areas
-        gap = np.full((len(pixels), max(2, pixels.shape[1] // 50), pixels.shape[2]), 255, dtype=np.uint8)
-        save(result.restored, alpha, profile, WRITTEN[0])
-        save(np.concatenate([pixels, gap, result.restored], axis=1), None, profile, WRITTEN[1])
+        save(result.restored, alpha, metadata, WRITTEN[0])
+        pair = before_after(pixels, result.restored, areas)
+        save(pair, None, only_colours(metadata) if pixels.shape[2] == 3 else None, WRITTEN[1])
         *suffixes, last = sample_suffixes(options.samples) or [None]
-        samples = zip(restorer.samples, suffixes)
-        spread = save_samples(samples, pixels, result.likely, lambda sample, end: save(sample, alpha, profile, end))
+        samples = zip([pace.watch("realistic", sample) for sample in restorer.samples], suffixes)
+        spread = save_samples(samples, pixels, result.likely, lambda sample, end: save(sample, alpha, metadata, end))
         if last:
             save(spread, None, None, last)
+        show_results(entry, options, base)
+        entry.areas = [area_entry(area) for area in areas]
+        entry.facts = list(facts(options, areas, spread, time.monotonic() - started))
     tell(options, path, areas, written, time.monotonic() - started)
 
 
@@ -177,21 +220,39 @@ def save_samples(samples, pixels, areas, save):
 
     samples: pairs of a Predictor and the ending of its file.
     """
-    sums, count = np.zeros((2, *pixels.shape), dtype=np.float32), 0  # of the samples' values and their squares
+    box = slice(min(a.y for a in areas), max(a.y + a.height for a in areas))
+    box = box, slice(min(a.x for a in areas), max(a.x + a.width for a in areas))
+    sums, squares, count = 0.0, 0.0, 0  # of the samples' values and their squares, where they differ
     for predictor, suffix in samples:
         sample, *_ = restore_areas(predictor, pixels, areas)
         save(sample, suffix)
-        sums += np.stack([sample, np.square(sample, dtype=np.float32)])
-        count += 1
-    mean, squares = sums / max(1, count)
-    spread = SPREAD * np.sqrt((squares - mean**2).clip(0)).mean(axis=2, keepdims=True)
-    return spread.clip(0, 255).round().astype(np.uint8)
+        values = sample[box].astype(np.float32)
+        sums, squares, count = sums + values, squares + values**2, count + 1
+    spread = np.zeros((*pixels.shape[:2], 1), dtype=np.uint8)
+    if count:
+        deviation = np.sqrt((squares / count - (sums / count) ** 2).clip(0)).mean(axis=2, keepdims=True)
+        spread[box] = (SPREAD * deviation).clip(0, 255).round()
+    return spread
+
+
+def tell_pace(options, path, line):
+    """Print how long the rest of a photo takes."""
+    tqdm.write(f"{display_path(path)}: {line} to restore the rest", file=sys.stderr if options.json else sys.stdout)
+
+
+def facts(options, areas, spread, seconds):
+    """Lines for the page on how a photo was restored."""
+    yield f"realism {options.realism:g} of 1, where 0 is most accurate"
+    if options.samples:
+        off = np.concatenate([spread[area.box()][area.inside].ravel() for area in areas]).mean() / SPREAD
+        yield f"{options.samples} samples: {off:.1f} of 255 grey levels apart (standard deviation)"
+    yield f"restored in {seconds:.1f} s"
 
 
 def tell(options, path, areas, written, seconds):
     """Print what became of a photo."""
     if options.json:
-        line = json.dumps({"photo": path, "areas": [asdict(area) for area in areas], "written": written})
+        line = json.dumps({"photo": path, "areas": [area.as_json() for area in areas], "written": written})
     elif areas:
         line = f"{display_path(path)}: {', '.join(map(display_path, written))} ({seconds:.1f} s)"
     else:
@@ -205,7 +266,9 @@ def describe(areas, name):
     for a in areas:
         width, height = (f"{side:.4g}" for side in (a.block_width, a.block_height))
         size = width if width == height else f"{width} x {height}"
-        yield f"{name}: area {a.x} {a.y} {a.width} {a.height}, blocks of {size}, confidence {a.confidence:.2f}"
+        shape = "" if a.mask is None else f", {a.size / (a.width * a.height):.0%} of it"
+        sure = "given" if a.confidence is None else f"confidence {a.confidence:.2f}"
+        yield f"{name}: area {a.x} {a.y} {a.width} {a.height}{shape}, blocks of {size}, {sure}"
 
 
 def sample_suffixes(count):

@@ -1,4 +1,4 @@
-"""--evaluate: tables of several models' figures on samples with truth, and figures of them."""
+"""--evaluate: tables and pictures of what several models score on samples with truth."""
 
 import glob
 
@@ -19,7 +19,7 @@ from utils import display_path
 
 
 def evaluate(task, options, paths):
-    """Print and write tables of several models' figures on samples with truth, and draw them."""
+    """Print, write and draw what several models score on samples with truth."""
     config = task.config
     table, sheet = config.file("losses", "_evaluation.csv"), options.sheet or _figure(config, "_samples")
     drawn = glob.glob(glob.escape(config.file("losses", "_evaluation")) + "*.png")
@@ -30,18 +30,18 @@ def evaluate(task, options, paths):
     task = task.as_measured(models, options)
     baselines = task.baselines()
     for model in models:
-        if model.name in baselines:  # it may depend on the data
+        if model.name in baselines:  # a baseline may depend on the data
             model.predictor = Predictor(baselines[model.name], device, precision)
     realism = bool(getattr(options, "realism", 0))
     refiner = measured_refiner(task, options) if realism else None
-    asked_for, models = len(models), task.compared(models, device, precision)  # a reference has seen images, too
+    asked_for, models = len(models), task.compared(models, device, precision)  # a reference was trained, too
     dataset, source = task.evaluation_set(models + ([refiner_record(refiner)] if refiner else []), options)
     if refiner:
         blend = blend_of(task, models[0].predictor, options)
         models.insert(asked_for, Model(f"{models[0].name}, R = {options.realism:g}", blend))
     measured = task.measure([model.predictor for model in models], dataset, keep_outputs=realism)
     print(f"\nOn {source}.")
-    photos = np.arange(len(dataset)) % len(getattr(dataset, "indices", dataset))  # they may take turns
+    photos = np.arange(len(dataset)) % len(getattr(dataset, "indices", dataset))  # samples may take photos in turn
     if hasattr(dataset, "names") and config.images != "synthetic":  # photos of one folder are alike
         photos = group_numbers(dataset.names)[photos]
     print_scores(task, models, measured, photos)
@@ -70,7 +70,7 @@ def report_realism(config, options, models, pixelated_images, known_arrays, imag
     """Print a table of how real the models' predictions look, and draw it. Returns the pictures' paths."""
     names = [model.name for model in models]
     print_realism(names, pixelated_images, known_arrays, images, *predictions)
-    if pixelated_images is None:  # the figures are of rectangles
+    if pixelated_images is None:  # the pictures below show rectangles
         return []
     blends = [model for model in models if isinstance(model.predictor, RealismBlend)]
     adversarial = [model for model in models[1:] if model.trained_with and model.trained_with.adversarial]
@@ -85,7 +85,7 @@ def report_realism(config, options, models, pixelated_images, known_arrays, imag
 
 
 def print_scores(task, models, measured, photos):
-    """A row a model: each score's mean, of the first its interval, the task's own columns, speed."""
+    """Print a row per model: mean scores, the first one's interval, the task's own columns, speed."""
     width = max(len(model.name) for model in models)
     first, *others = measured.figures
     extra = task.columns(models, measured)
@@ -104,7 +104,7 @@ def print_scores(task, models, measured, photos):
 
 
 def print_differences(task, models, measured, photos):
-    """Of the trained models, what each differs from the first in the deciding score, sample by sample."""
+    """Print how each trained model differs from the first in the deciding score, sample by sample."""
     trained = [i for i, model in enumerate(models) if model.trained_with]
     if len(trained) < 2:
         return
@@ -120,7 +120,7 @@ def print_differences(task, models, measured, photos):
 COMMAND = Command(
     "evaluate",
     evaluate,
-    "print what one or more models reach on images with truth, paired with the first, and plot it",
+    "measure models on images with truth, compare each with the first, and plot the results",
     "*",
     "MODEL",
     lambda task_type: task_type.EvaluateOptions,

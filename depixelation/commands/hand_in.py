@@ -29,13 +29,13 @@ HAND_IN = (
     ".ruff.toml",
 )
 HAND_IN += (".ci/run", "losses/scaling.csv")
-LARGE_HAND_IN = 20e6  # bytes; course platforms refuse files some way above that
+LARGE_HAND_IN = 20e6  # bytes; course platforms refuse files not much larger
 
 
 def zip_project(task, options, paths):
     """Write the archive to hand in: source, configuration, documentation, the chosen model and its log, nothing else.
 
-    Its bytes are a function of the files' contents alone.
+    Equal files give equal bytes.
     """
     path = paths[0] if paths else "depixelation.zip"
     model = chosen_model(task, options)
@@ -60,7 +60,7 @@ def zip_project(task, options, paths):
     with atomic_write(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped:
         zipped.comment = sign("archive").encode()
         for entry, file in sorted(files.items()):
-            info = zipfile.ZipInfo(entry)  # its time is 1980-01-01
+            info = zipfile.ZipInfo(entry)  # always dated 1980-01-01
             info.compress_type, info.create_system, info.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
             with open(file, "rb") as opened:
                 zipped.writestr(info, opened.read())

@@ -33,7 +33,7 @@ def make_test_set(task, options, paths):
     serialize([target.ravel() for target in targets], target_file)
     data = {"pixelated_images": pixelated_images, "known_arrays": known_arrays}
     made = {"made_by": sign("test set"), "targets": file_digest(target_file)}
-    with atomic_write(test_set) as file:  # asarray: the cache's arrays are of a class of their own, np.memmap
+    with atomic_write(test_set) as file:  # asarray: the cache's arrays are np.memmap, not np.ndarray
         pickle.dump({**made, **{key: tuple(map(np.asarray, arrays)) for key, arrays in data.items()}}, file, 4)
     submission = os.path.join(folder, "submission.bin")
     paths = [shlex.quote(display_path(path)) for path in (test_set, submission, target_file)]

@@ -28,7 +28,7 @@ class PredictOptions(RealismOptions, ModelOptions):
     """Of --predict."""
 
     test_set: str = key("test_set.pkl", "the challenge's test pickle", path=True)
-    submission: str | None = key(None, "the challenge file that is written; none: submission_NAME.bin", path=True)
+    submission: str | None = key(None, "the challenge file to write; none: submission_NAME.bin", path=True)
 
 
 def restore_all(predictor, pixelated_images, known_arrays):
@@ -36,12 +36,12 @@ def restore_all(predictor, pixelated_images, known_arrays):
     predictions = []
     with tqdm(total=len(pixelated_images), desc="restoring", unit=" images") as bar:
         for _, group in itertools.groupby(zip(pixelated_images, known_arrays), lambda pair: pair[0].shape):
-            group = list(group)  # neighbours of one size
+            group = list(group)  # consecutive images of one size
             for first in range(0, len(group), BATCH):
                 batch = [torch.from_numpy(np.stack(arrays)) for arrays in zip(*group[first : first + BATCH])]
                 predictions.extend(restore(predictor, *batch).numpy())
                 bar.update(len(batch[0]))
-                if bar.n == len(batch[0]):  # the first ones tell how long the rest takes
+                if bar.n == len(batch[0]):  # extrapolate from the first batch
                     minutes = predictor.seconds / bar.n * (bar.total - bar.n) / 60
                     if minutes > 1:
                         bar.write(f"This takes about {minutes:.0f} minutes.")
@@ -51,17 +51,17 @@ def restore_all(predictor, pixelated_images, known_arrays):
 def write_submission(predictions, pixelated_images, known_arrays, path):
     """Write the challenge file, read it back and check it. Raises UserError."""
     for i, (prediction, image, known) in enumerate(zip(predictions, pixelated_images, known_arrays, strict=True)):
-        if prediction.dtype != np.uint8 or not np.array_equal(prediction[known], image[known]):  # of another image?
+        if prediction.dtype != np.uint8 or not np.array_equal(prediction[known], image[known]):  # of the wrong image?
             raise UserError(f"test_set: the prediction for image {i} does not fit it; nothing was written")
     submission = [prediction[~known] for prediction, known in zip(predictions, known_arrays)]
     serialize(submission, path)
     written = deserialize(path)
     if len(written) != len(submission) or not all(map(np.array_equal, written, submission)):
-        raise UserError(f"{path}: what was read back is not what was written; check the disk and try again")
+        raise UserError(f"{path}: the file read back differs from what was written; check the disk and try again")
 
 
 def warn_of_drawn_images(task, models):
-    """Say so where a model has seen drawn images only, and a shipped one has seen photos."""
+    """Warn if a model was trained on drawn images only, while a shipped one was trained on photos."""
     drawn = [model for model in models if model.trained_with and all(e["images"] == "synthetic" for e in model.record)]
     if drawn and task.shipped and os.path.exists(task.shipped):
         print(
@@ -72,7 +72,7 @@ def warn_of_drawn_images(task, models):
 
 
 def predict(task, options, paths):
-    """Write the challenge file for options.test_set, with the mean of several models where there are some."""
+    """Write the challenge file for options.test_set; several models are averaged."""
     read = paths or [chosen_model(task, options)]
     name = os.path.splitext(os.path.basename(read[0]))[0] if len(read) == 1 else "ensemble"
     submission = options.submission or os.path.join(ROOT, f"submission_{name}.bin")

@@ -13,15 +13,17 @@ from depixelation.commands import Command
 from depixelation.engine.leaderboard import LEADERBOARD_2023, place_in_2023, points
 from depixelation.engine.measuring import confidence_interval
 from submission_serialization import deserialize
-from utils import UserError
+from utils import UserError, open_plain
 
 MAX_SUBMISSION_BYTES = 2**28
+MAX_ARRAYS = 10**6  # which take far more memory than their bytes in a file
+AT_ONCE = 2**20  # pixels
 
 
 def read_submission(path):
     """The arrays of a submission file, which may be compressed (zip, gzip, bz2, xz). Raises UserError."""
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             opened = file
             start = file.read(6)
             file.seek(0)
@@ -38,11 +40,17 @@ def read_submission(path):
             data = opened.read(MAX_SUBMISSION_BYTES + 1)
         if len(data) > MAX_SUBMISSION_BYTES:
             raise ValueError(f"is larger than {MAX_SUBMISSION_BYTES >> 20} MiB")
-        return deserialize(io.BytesIO(data))
+        return deserialize(io.BytesIO(data), MAX_ARRAYS)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; name a submission file") from None
     except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path}: no submission file: {error}") from None
+
+
+def root_mean_square(a, b):
+    """The root of the mean squared difference of two (N,) uint8 arrays."""
+    parts = (slice(start, start + AT_ONCE) for start in range(0, len(a), AT_ONCE))
+    return np.sqrt(sum(np.sum((a[part].astype(np.float64) - b[part]) ** 2) for part in parts) / len(a))
 
 
 def score_submission(task, options, paths):
@@ -55,7 +63,7 @@ def score_submission(task, options, paths):
     for i, (a, b) in enumerate(zip(predictions, truth)):
         if len(a) != len(b):
             raise UserError(f"{submission}: array {i} has {len(a)} pixels, but that of {targets} has {len(b)}")
-        errors.append(np.sqrt(np.mean((a.astype(np.float64) - b) ** 2)))
+        errors.append(root_mean_square(a, b))
     low, high = confidence_interval(np.array(errors))
     print(f"score {np.mean(errors):.6f} on {len(errors):,} images (95 % interval {low:.3f} to {high:.3f})")
     score, identity, basic = np.mean(errors), LEADERBOARD_2023["IdentityModel"], LEADERBOARD_2023["BasicCNN"]

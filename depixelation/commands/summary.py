@@ -25,7 +25,7 @@ def summarize(task, options, operands):
         shapes = {}  # of each layer's output, without the number of images
         for _, module in layers_and_blocks(network):
             module.register_forward_hook(lambda layer, _, output: shapes.update({layer: output.shape[1:]}))
-        # in float32 these would compute with parities: half of the FLOPs, and half of the channels twice
+        # bfloat16 avoids parities, which would halve the FLOPs and hold half of the channels twice
         paired = any(isinstance(module, PairReLU) for module in network.modules())
         precision = torch.autocast("cpu", torch.bfloat16, enabled=paired)
         with torch.inference_mode(), precision, FlopCounterMode(display=False) as counter:

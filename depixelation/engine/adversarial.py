@@ -1,8 +1,8 @@
 """Adversarial training, --adversarial W: a discriminator learns to tell restored from true images, and the task's
 network to mislead it.
 
-Relativistic (Jolicoeur-Martineau 2019): of each pair of a restored and a true image it says which is which. Feature
-matching (Wang et al. 2018, pix2pixHD) on its own features stands in for a downloaded network.
+It is relativistic (Jolicoeur-Martineau 2019): given a restored and a true image, it says which is which. Feature
+matching (Wang et al. 2018, pix2pixHD) on its own features replaces a perceptual loss on a downloaded network.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from depixelation.engine.task import Task
 from utils import Config, key
 
 MATCHING = 2.0  # weight of feature matching beside the adversarial loss
-PENALTY, EVERY = 1e-3, 16  # weight of R1, for values in [0, 1]; the steps that share one computation of it
-MARGIN = 6  # pixels around what is judged that the discriminator sees
-WINS, DIES = 0.95, 0.55  # shares of pixels told right at which the discriminator has won, or learned nothing
+PENALTY, EVERY = 1e-3, 16  # weight of R1, for values in [0, 1]; steps from one computation of it to the next
+MARGIN = 6  # pixels of context that the discriminator sees around the judged area
+WINS, DIES = 0.95, 0.55  # shares of pixels judged correctly: above, it has won; below, it has learned nothing
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def mean_inside(values, inside):
 
 
 def crop(inside, *maps):
-    """Windows of inside, (N, 1, H, W), and of maps, (N, C, H, W), all of one size, in which all that is inside lies."""
+    """Crop `inside`, (N, 1, H, W), and maps, (N, C, H, W), to windows of one size that contain all of `inside`."""
     places = []
     for axis in (2, 3):
         hit = inside.amax((1, 5 - axis))  # (N, H or W)
@@ -81,9 +81,9 @@ def crop(inside, *maps):
 
 
 class Adversarial(Task):
-    """A task that can be trained so. Its `loss` ends with `generator_loss`."""
+    """Base class of tasks with adversarial training. Their `loss` returns `generator_loss`."""
 
-    seen_channels = 3  # of the maps that the discriminator sees: a restored or true image, and what is known of it
+    seen_channels = 3  # of the discriminator's input: a restored or true image, and its known part
     discriminator = None  # its Learner
 
     def __init__(self, config):
@@ -111,7 +111,7 @@ class Adversarial(Task):
         return losses, count
 
     def generator_loss(self, loss, restored, truth, known, inside):
-        """{column: mean}: the loss, and that of misleading the discriminator, where there is one.
+        """{column: mean} of the loss, to which a discriminator adds the loss of misleading it.
 
         restored, truth: (N, C, H, W) float32 in [0, 1]. known: what is known of them, (N, D, H, W). inside: (N, 1, H,
         W), 1 where they are judged.

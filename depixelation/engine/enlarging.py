@@ -10,6 +10,8 @@ from depixelation.engine.measuring import mae_per_image, psnr_per_image, ssim_pe
 
 TILE = 320  # pixels a side of the part of a small photo that is enlarged at once
 BORDER = 2  # pixels along the edges of the enlarged photo that papers leave out
+FILLED = 8  # pixels around one from which it is filled
+KEPT = 4  # share of the largest alpha around, as 1 / KEPT, from which on a pixel keeps its colour
 SQUARE = 64  # pixels a side of what realism is measured on
 
 
@@ -61,10 +63,19 @@ def grey_squares(photo):
 
 
 def fill_transparent(photo, alpha):
-    """The photo, (C, H, W) uint8, its invisible pixels in the colours around, of which enlarging takes some over.
+    """The photo, (C, H, W) uint8, its hardly visible pixels in the colours around: enlarging takes some of them over.
 
-    alpha: (H, W) uint8.
+    The less visible a pixel is beside the others within FILLED pixels, the more it becomes their mean, each weighted by
+    its alpha. alpha: (H, W) uint8.
     """
-    visible = (alpha > 0).float()[None]
-    colours, weights = (F.avg_pool2d(maps, 17, 1, 8) for maps in (photo * visible, visible))
-    return torch.where(visible > 0, photo, (colours / weights.clamp(min=1e-6)).round().to(torch.uint8))
+    result = torch.empty_like(photo)
+    for top in range(0, len(alpha), TILE):  # in strips, to save memory
+        begin = max(0, top - FILLED)
+        rows = slice(begin, top + TILE + FILLED)
+        weights, colours = alpha[rows].float()[None] / 255, photo[:, rows].float()
+        side = {"kernel_size": 2 * FILLED + 1, "stride": 1, "padding": FILLED}
+        around = F.avg_pool2d(colours * weights, **side) / F.avg_pool2d(weights, **side).clamp(min=1e-6)
+        share = (KEPT * weights / F.max_pool2d(weights, **side).clamp(min=1e-6)).clamp(max=1)
+        filled = (around + share * (colours - around)).round().clamp(0, 255).to(torch.uint8)
+        result[:, top : top + TILE] = filled[:, top - begin : top - begin + TILE]
+    return result

@@ -1,4 +1,4 @@
-"""One network in training: its optimizers, and the moving average of its weights, which is what is kept."""
+"""One network in training: its optimizers, and the moving average of its weights, which is what models keep."""
 
 import copy
 import itertools
@@ -29,12 +29,12 @@ class Learner:
         self.optimizers = build_optimizers(config.optimizer, network, config.weight_decay, precision)
 
     def __call__(self, inputs, **options):
-        """The network's output; what follows is in float32 again."""
+        """The network's output under autocast, which ends with this call."""
         with autocast(self.device, self.precision):
             return self.model(inputs, **options)
 
     def frozen(self, inputs):
-        """The same where the loss of another network needs it: no gradient reaches the weights."""
+        """The same for the loss of another network: no gradient reaches these weights."""
         self.network.requires_grad_(False)
         try:
             with autocast(self.device, self.precision):
@@ -43,10 +43,10 @@ class Learner:
             self.network.requires_grad_(True)
 
     def step(self, loss, count, rate):
-        """Change the weights so that the loss falls, at this learning rate.
+        """Take an optimizer step on this loss, at this learning rate.
 
-        count: of the images or pixels that the loss is the mean of, on this process. Its weight in the mean over all
-        processes, whose shares of a batch may differ in size.
+        count: the number of images or pixels that this process's loss averages. It is the loss's weight in the mean
+        over all processes, whose shares of a batch may differ in size.
         """
         count = torch.as_tensor(count, dtype=torch.float64, device=self.device)
         share = self.processes.count * count / self.processes.total(count)
@@ -62,7 +62,7 @@ class Learner:
             self.average.update_parameters(self.network)
 
     def kept_weights(self):
-        """The averaged weights in half precision, as they are stored; .kept has them too then."""
+        """The averaged weights in half precision, as they are saved; .kept receives them, too."""
         weights = {
             name: t.half() if t.is_floating_point() else t for name, t in self.average.module.state_dict().items()
         }
@@ -70,7 +70,7 @@ class Learner:
         return weights
 
     def predictor(self):
-        """A Predictor of the kept weights: one view, as a training validates."""
+        """A Predictor of the kept weights, with one view, for validation in training."""
         return Predictor(self.kept, self.device, self.precision)
 
     def state_dict(self):
@@ -87,10 +87,10 @@ class Learner:
 
 
 def ema_update(decay):
-    """The update that AveragedModel applies every EMA_EVERY steps; its memory is short while the weights move fast."""
+    """The update that AveragedModel applies every EMA_EVERY steps; early, when weights move fast, it decays less."""
 
     def update(averages, parameters, updates):
-        steps = 1 + EMA_EVERY * int(updates)  # about: the first steps have an update each
+        steps = 1 + EMA_EVERY * int(updates)  # approximate: the first steps have an update each
         if averages[0].is_floating_point():  # the tensors of one call have one dtype
             torch._foreach_lerp_(averages, parameters, 1 - min(decay, steps / (9 + steps)) ** EMA_EVERY)
         else:

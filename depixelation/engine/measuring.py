@@ -1,4 +1,4 @@
-"""How good predictions are: errors of images, what is measured on a dataset, and how sure a mean is."""
+"""How good predictions are: errors of images, measurements on a dataset, and confidence intervals."""
 
 from typing import NamedTuple
 
@@ -7,13 +7,13 @@ import torch
 
 
 class Measurement(NamedTuple):
-    """What several predictors reach on a dataset of N samples."""
+    """Results of several predictors on a dataset of N samples."""
 
     figures: dict  # {score: (predictors, N) float64}, for each sample
-    seconds: np.ndarray  # (predictors,) that each took
+    seconds: np.ndarray  # (predictors,) of computation
     sample: object  # some samples with the first predictor's output, for plot_samples
-    details: np.ndarray | None = None  # what a task's own tables need, of each sample or each of its areas
-    outputs: list | None = None  # if asked for: pixelated images or None, known arrays, images, predictions of each
+    details: np.ndarray | None = None  # data for a task's own tables, per sample or per area
+    outputs: list | None = None  # if asked for: pixelated images or None, known arrays, images, each one's predictions
 
 
 def mae_per_image(predictions, images):
@@ -24,16 +24,16 @@ def mae_per_image(predictions, images):
 def psnr_per_image(predictions, images):
     """The peak signal-to-noise ratio of each image, (N,), in dB: 10 log10(1 / MSE), for images in [0, 1].
 
-    It ends at 100 dB, an MSE of 1e-10, so that the mean over images stays finite.
+    It is capped at 100 dB, an MSE of 1e-10, so that the mean over images stays finite.
     """
     return -10 * ((predictions - images) ** 2).flatten(1).mean(1).clamp(min=1e-10).log10()
 
 
 def ssim_per_image(predictions, images):
-    """The structural similarity of each image (Wang et al. 2004), (N,), as papers on super-resolution mean it.
+    """The structural similarity of each image (Wang et al. 2004), (N,), as papers on super-resolution define it.
 
-    Gaussian windows of 11x11 pixels, deviation 1.5, that lie in the image; K 0.01 and 0.03; the mean over windows and
-    channels. Both (N, C, H, W) in [0, 1], of 11 pixels a side at least.
+    Gaussian windows of 11x11 pixels, deviation 1.5, inside the image; K 0.01 and 0.03; the mean over windows and
+    channels. Both (N, C, H, W) in [0, 1], at least 11 pixels a side.
     """
     window = torch.exp(-((torch.arange(11.0, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
     window = (window / window.sum()).tolist()
@@ -53,10 +53,10 @@ def ssim_per_image(predictions, images):
 
 
 def confidence_interval(values, groups=None):
-    """(low, high): 95 % of the means of as many groups' values, drawn with replacement (bootstrap), lie between them.
+    """(low, high): the 95 % bootstrap interval of the mean, from resampling whole groups of values.
 
-    groups: (N,) int, the number of each value's group, as values of one photo, or of photos of one folder, are alike;
-    none: each has its own.
+    groups: (N,) int, the number of each value's group; values of one photo, or of one folder's photos, are alike.
+    None: each value is a group.
     """
     groups = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     sums, counts = np.bincount(groups, values), np.bincount(groups)

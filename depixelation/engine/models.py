@@ -22,13 +22,13 @@ class Model:
     predictor: Predictor | None  # None: only its record counts
     trained_with: Config | None = None
     record: list = field(default_factory=list)  # training_record
-    score: float | None = None  # the deciding one, when it was kept
+    score: float | None = None  # the deciding one, when the model was saved
 
 
 def training_record(checkpoint):
-    """What a model was trained on, and on what before that: a list of {"images": name, "held_out": 1-D int64 tensor}.
+    """The images a model was trained on, after its predecessors': a list of {"images": name, "held_out": 1-D int64}.
 
-    held_out: as images.held_out_digests; empty where that is not known, as of models of earlier versions.
+    held_out: a tensor as from holdout.held_out_digests; empty where unknown, as in models of earlier versions.
     """
     record = checkpoint.get("record")
     if isinstance(record, list) and record and all(map(_is_entry, record)):
@@ -45,14 +45,14 @@ def _is_entry(entry):
         and entry["held_out"].device.type == "cpu"
         and entry["held_out"].dtype == torch.int64
         and entry["held_out"].ndim == 1
-        and entry["held_out"].is_contiguous()  # no few numbers, repeated without end
+        and entry["held_out"].is_contiguous()  # not a few numbers expanded to a huge shape
     )
 
 
 def load_weights(network, checkpoint, path):
-    """Weights from a checkpoint, as utils.load_checkpoint returns it, into a network.
+    """Load weights from a checkpoint, as utils.load_checkpoint returns it, into a network. Raises UserError.
 
-    A network with more channels or residual blocks starts as the smaller one: what is new adds zero. Raises UserError.
+    A network with more channels or residual blocks starts as the smaller one: the new parts add zero.
     """
     try:
         own, weights = network.state_dict(), checkpoint["weights"]
@@ -61,14 +61,14 @@ def load_weights(network, checkpoint, path):
         wider = {name: _widened(own[name], old) if name in own else old for name, old in weights.items()}
         network.load_state_dict({**own, **wider} if deeper else wider)
         finite = all(torch.isfinite(t).all() for t in weights.values() if t.is_floating_point())
-    except (RuntimeError, AttributeError, IndexError, TypeError, NotImplementedError):  # also of meta and sparse ones
+    except (RuntimeError, AttributeError, IndexError, TypeError, NotImplementedError):  # meta, sparse tensors too
         raise mismatch_error(network, checkpoint, path) from None
     if not finite:
         raise UserError(f"{path}: holds weights that are not finite; train it again with a smaller --learning_rate")
 
 
 def mismatch_error(network, checkpoint, path):
-    """The UserError where weights are of another network."""
+    """The UserError for weights of another network."""
     made_by = checkpoint["config"].get("network") if isinstance(checkpoint["config"], dict) else None
     return UserError(
         f"{path}: its weights (of {made_by}) do not fit {type(network).__name__} with these network_options; "
@@ -89,7 +89,7 @@ def _widened(new, old):
 
 
 def chosen_model(task, options):
-    """The model file that the options name, or the shipped one as long as nothing was trained."""
+    """The model file that the options name, or the shipped one until a model is trained."""
     path = options.model or task.config.file("models", ".pt", options.name)
     if options.model or options.name or os.path.exists(path):
         return path
@@ -97,13 +97,13 @@ def chosen_model(task, options):
         return task.shipped
     found = glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "*.pt"))
     found = [each for each in found if not each.endswith(".last.pt")]
-    return found[0] if len(found) == 1 else task.shipped or path  # the one of an unpacked hand-in
+    return found[0] if len(found) == 1 else task.shipped or path  # an unpacked hand-in has one
 
 
 def load_network(task, path, device, option="--model"):
     """(network in eval mode, on the device; the Config it was trained with; its checkpoint). Raises UserError.
 
-    Its architecture comes from the file. option: that names the file.
+    The file decides the architecture. option: the one that names the file, for the error message.
     """
     checkpoint = load_checkpoint(path, f"train one first with python main.py, or name one with {option} FILE")
     check_task(task, checkpoint, path)
@@ -114,16 +114,16 @@ def load_network(task, path, device, option="--model"):
 
 
 def check_task(task, checkpoint, path):
-    """Refuse a model's file, by UserError, that was made for another task."""
+    """Raise UserError if the model's file was made for another task."""
     made_for, known = checkpoint["config"].get("task", "depixelation"), (*task.also_loads, task.config.task)
     if made_for not in known:
         raise UserError(f"{path}: is a model for --task {made_for}, not for {' or '.join(known)}")
 
 
 def load_models(task, options, paths):
-    """(Models of some files, or of the configured one where there are none; device; precision). Raises UserError.
+    """(Models of these files, or else of the configured one; device; precision). Raises UserError.
 
-    Precision auto stays with that of the first model's validation where it can: choose_precision.
+    Precision auto prefers the precision of the first model's validation, see choose_precision.
     """
     device, named = choose_device(task.config.device), options.model
     if paths and named and paths != [named]:
@@ -150,7 +150,7 @@ def load_models(task, options, paths):
 
 
 def describe(task, model):
-    """What a model is, in a few words: its network, file, and score on the images that it held out."""
+    """A model in a few words: its network, its file, and its score on held-out images."""
     words = f"{model.trained_with.network} from {model.name}"
     if isinstance(model.score, float):
         source = model.record[-1]["images"]
@@ -167,7 +167,7 @@ def as_model(task, path, network, trained_with, checkpoint, precision, options):
 
 
 def check_network(options, trained_with, path):
-    """Refuse, by UserError, a network that was named but is not the file's."""
+    """Raise UserError if the options name another network than the file's."""
     for name in ("network", "network_options"):
         named, saved = getattr(options, name), getattr(trained_with, name)
         if named is not None and named != saved:
@@ -175,13 +175,13 @@ def check_network(options, trained_with, path):
 
 
 def validated_in(checkpoint, device):
-    """The precision in which a model was validated, where that was on the same kind of device; else None."""
+    """The precision in which a model was validated, if on the same kind of device; else None."""
     known = checkpoint.get("device") == device.type and checkpoint.get("precision") in ("float32", "bfloat16")
     return checkpoint["precision"] if known else None
 
 
 def warn_of_leaks(task):
-    """Say so where a model that this one goes on from may have been trained on images that are held out now."""
+    """Warn if a model that this one starts from may have been trained on images that are held out now."""
     for entry in task.inherited:
         known, same = entry["held_out"], entry["images"] == task.config.images_name()
         if same and len(known) and not torch.isin(task.held_out, known).all():

@@ -11,13 +11,13 @@ from depixelation.symmetry import EquivariantConv2d
 class FilterMuon(torch.optim.Muon):
     """Muon (Jordan et al. 2024) for convolution filters: each is a matrix of outputs x (height * width * inputs).
 
-    Its updates have the size of AdamW's (Liu et al. 2025), times the scale of its parameter group. PyTorch's step
-    always orthogonalizes in bfloat16, which takes 17 times as long as float32 where a CPU has no instructions for it.
+    Its updates have the size of AdamW's (Liu et al. 2025), times the scale of its parameter group. PyTorch's own step
+    always orthogonalizes in bfloat16; on a CPU without instructions for it, that takes 17 times as long as float32.
     """
 
     def __init__(self, filters, weight_decay, precision):
-        """filters: pairs of a parameter and its EquivariantConv2d; or None where it is the filters, (out, in, h, w) in
-        channels_last format, of which the optimizer has a view. precision: torch.dtype of the orthogonalization."""
+        """filters: pairs of a parameter and its EquivariantConv2d. For plain filters, (out, in, h, w) in channels_last
+        format, the second is None and the optimizer keeps a view. precision: torch.dtype of the orthogonalization."""
         self.filters, self.precision = list(filters), precision
         matrices = [(layer.matrix if layer else _matrix)(weight.detach()) for weight, layer in self.filters]
         # For a tied filter this parameter only keys its momentum, as in states of earlier versions.
@@ -41,7 +41,7 @@ class FilterMuon(torch.optim.Muon):
 
 def orthogonalized(matrix, group):
     """Roughly the nearest matrix with orthonormal rows, or columns where these are fewer: Muon's Newton-Schulz
-    iteration. group: the optimizer's parameter group, which has the coefficients."""
+    iteration. group: the optimizer's parameter group, which holds the coefficients."""
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonalized(matrix.T, group).T
     x = matrix / matrix.norm().clamp(min=group["eps"])
@@ -57,10 +57,10 @@ def _matrix(filters):
 
 
 def build_optimizers(kind, network, weight_decay, precision):
-    """The optimizers that together train the network. muon: for filters between at least 32 channels; else AdamW.
+    """The optimizers that together train the network. muon: Muon for filters between 32 or more channels, else AdamW.
 
-    precision: torch.dtype that Muon orthogonalizes in. adam is PyTorch's with its own defaults, as exercise sheets use
-    it: no weight decay. The learning rate of each parameter group is to be multiplied with its "scale".
+    adam: PyTorch's with its own defaults, so without weight decay, as exercise sheets use it. precision: torch.dtype of
+    Muon's orthogonalization. The caller multiplies the learning rate of each parameter group by its "scale".
     """
     tied = {id(layer.weight): layer for layer in network.modules() if isinstance(layer, EquivariantConv2d)}
     filters = [(p, tied.get(id(p))) for p in network.parameters() if kind == "muon"]

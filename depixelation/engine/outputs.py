@@ -1,7 +1,7 @@
-"""What may be written: never over a file that the program did not make itself, never over what it reads.
+"""Guards outputs: the program never overwrites a file that it did not make, nor one that it reads.
 
-Every command says with `check_outputs`, before it begins to work, which files it will write. Files of the program bear
-a sign of their kind; of those without room for one another file holds the digest.
+Before it starts to work, every command passes the files that it will write to `check_outputs`. The program's files
+carry a sign of their kind; if a format has no room for one, another file holds the digest.
 """
 
 import hashlib
@@ -12,13 +12,13 @@ from utils import UserError, display_path
 
 
 def sign(kind):
-    """What pictures, archives and test sets of this program hold, in a comment or the like."""
+    """The mark in this program's pictures, archives and test sets, in a comment or the like."""
     return f"{kind} made by Depixelation's main.py"
 
 
-SIGNS = {kind: (sign(kind).encode(),) for kind in ("picture", "archive", "test set")}
+SIGNS = {kind: (sign(kind).encode(),) for kind in ("picture", "archive", "test set", "page")}
 CONFIG_KEYS = (b"network_options", b"validation_fraction", b"synthetic_images", b"ema_decay")  # all of them in one file
-SIGNS["log"] = (b"epoch,step,samples,minutes,train_loss", b"depixelation_model,")  # how a run's, and a table, begins
+SIGNS["log"] = (b"epoch,step,samples,minutes,train_loss", b"depixelation_model,")  # first words of logs and tables
 RUN_FILES = (("models", ".pt", "model"), ("models", ".last.pt", "model"), ("models", ".json", "config"))
 RUN_FILES += (("losses", ".csv", "log"), ("losses", ".png", "picture"), ("losses", "_samples.png", "picture"))
 
@@ -32,8 +32,8 @@ def file_digest(path):
 def written_by_us(path, kind):
     """Whether this program wrote the file, as one of this kind.
 
-    kind: a key of SIGNS, or "model" or "config", which hold all of CONFIG_KEYS; or, for a file without room for a sign,
-    the path of the one that would hold its digest.
+    kind: a key of SIGNS, or "model" or "config", which hold all of CONFIG_KEYS. For a file without room for a sign, it
+    is the path of the file that would hold its digest.
     """
     signs, start = SIGNS.get(kind), path
     if signs is None and kind not in ("model", "config"):
@@ -51,16 +51,16 @@ def written_by_us(path, kind):
 
 
 def check_outputs(outputs, inputs=()):
-    """Refuse, before any work, to write what would cost the user a file, or could not be written.
+    """Raise UserError, before any work, if an output would cost the user a file or cannot be written.
 
     outputs: (path, kind) of each file to be written, kind as for `written_by_us`. inputs: paths of files and folders
-    that are read (None and words that are no paths among them do no harm). Raises UserError.
+    that are read; None and words that are not paths do no harm.
     """
     taken, sources = set(), {os.path.realpath(source) for source in filter(None, inputs)}
     folders = [source + os.sep for source in sources if os.path.isdir(source)]
     for path, kind in outputs:
         real = os.path.realpath(path)
-        name = real.lower() if sys.platform in ("win32", "darwin") else real  # there case seldom tells files apart
+        name = real.lower() if sys.platform in ("win32", "darwin") else real  # where case rarely matters
         if name in taken:
             raise UserError(f"{display_path(path)}: two files would be written under this name; choose another")
         taken.add(name)
@@ -82,7 +82,7 @@ def check_outputs(outputs, inputs=()):
                 "move it or write elsewhere"
             )
         folder = os.path.dirname(real)
-        while not os.path.lexists(folder) and folder != os.path.dirname(folder):  # those that will be made
+        while not os.path.lexists(folder) and folder != os.path.dirname(folder):  # skip folders that will be made
             folder = os.path.dirname(folder)
         if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import datetime
+import errno
 import multiprocessing
 import os
 import random
@@ -165,6 +166,14 @@ class Processes:
                 distributed.broadcast_object_list(values, 0)
         return values[0]
 
+    def collect(self, value):
+        """What each process has for value, in a list."""
+        values = [value] * self.count
+        if self.count > 1:
+            with self._together():
+                distributed.all_gather_object(values, value)
+        return values
+
     @contextlib.contextmanager
     def first_alone(self):
         """The first process runs the block before the others do."""
@@ -229,8 +238,16 @@ def lasting_output():
 def shortage(error, training=False):
     """What to tell the user of a lack of memory, or of a process that was ended for it; None for any other error."""
     text = str(error)
+    number = getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:
+        return "workers: the system allows too few open files; raise it (ulimit -n), or try fewer --workers"
+    if "can't start new thread" in text or (number == errno.EAGAIN and not error.filename):  # from a fork
+        return "workers: the system allows too few processes; raise it (ulimit -u), or try fewer --workers"
+    if training and (isinstance(error, OverflowError) or "without overflow" in text):
+        return "learning_rate: numbers became too large to compute with; try a smaller --learning_rate"
     on_gpu = isinstance(error, torch.OutOfMemoryError)
-    if on_gpu or isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+    told = "can't allocate memory" in text or "not enough memory" in text
+    if on_gpu or told or isinstance(error, MemoryError) or number == errno.ENOMEM:
         memory = "the GPU's memory" if on_gpu else "the memory"
         if training:
             return f"batch_size: {memory} is used up; try a smaller --batch_size"
@@ -243,6 +260,7 @@ def shortage(error, training=False):
     return None
 
 
+OPEN_FILES, WORKER_FILES = 24, 12  # at most: of training without workers; four pipes and two batches of each worker
 INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -261,6 +279,11 @@ class Interrupts:
         self.previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
+    def check(self):
+        """Where no step is to be finished. (Raised at once, it may be lost: Python drops what is raised in a fork.)"""
+        if self.received:
+            raise KeyboardInterrupt
+
     def _note(self, number, frame):
         if self.received == number:
             raise KeyboardInterrupt
@@ -275,19 +298,60 @@ class Interrupts:
 
 
 @contextlib.contextmanager
-def workers_end():
-    """Ends the processes that a block started when it fails. A pool that is interrupted while it starts them forgets
-    them, and at its end Python would wait for them forever.
+def workers_end(when=BaseException):
+    """Ends the processes that a block started when it fails so. They ignore signals: Python, its pools and PyTorch send
+    them SIGTERM, and would then wait for them forever.
     """
     before = multiprocessing.active_children()
     try:
         yield
-    except BaseException:
-        for process in multiprocessing.active_children():
-            if process not in before:
+    except when:
+        with _no_interrupts():
+            left = [process for process in multiprocessing.active_children() if process not in before]
+            for process in left:
                 process.kill()
+            for process in left:
                 process.join()
         raise
+
+
+@contextlib.contextmanager
+def _no_interrupts():
+    """Signals are ignored in the block; so is what PyTorch does when its workers end."""
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTS}
+    if hasattr(signal, "SIGCHLD"):
+        previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def check_open_files(workers):
+    """Raises UserError where the system lets a program open fewer files than so many workers need.
+
+    What they lack in the middle they would print, not raise, and the program would wait for their batches forever.
+    """
+    try:
+        import resource  # which Windows lacks, as it does such a limit
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = OPEN_FILES + workers * WORKER_FILES
+        if soft == resource.RLIM_INFINITY or soft >= needed:
+            return
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            fewer = max(0, (hard - OPEN_FILES) // WORKER_FILES)
+            raise UserError(
+                f"workers: {workers} may need {needed} open files, of which the system allows {hard} (ulimit -n); "
+                f"use --workers {fewer}"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except ImportError:
+        pass
 
 
 def start_worker(worker=None):

@@ -1,4 +1,4 @@
-"""How real restored rectangles look, whatever their error: measured against the truth, without downloaded networks."""
+"""Measures how real restored rectangles look, apart from their error, without downloaded networks."""
 
 from typing import NamedTuple
 
@@ -11,25 +11,25 @@ from architectures import BlockGrid
 from datasets import SIZE_RANGE
 
 BINS = 15  # of spatial frequency, up to half a cycle a pixel
-SPECTRUM = 32  # pixels a side of what is transformed; smaller rectangles are padded
+SPECTRUM = 32  # pixels a side of the Fourier transform; smaller rectangles are padded
 STEPS, BATCH, RATE = 250, 64, 4e-3  # of the classifier's training
 
 
 class Realism(NamedTuple):
-    """Of one model's restorations. Real ones have accuracy 0.5, spectrum 0, gradient 1, violation 0."""
+    """Measures of one model's restorations. The truth has accuracy 0.5, spectrum 0, gradient 1, violation 0."""
 
-    accuracy: float  # of a classifier that tells restored from true rectangles, on images that it was not trained on
+    accuracy: float  # of a classifier that tells restored from true rectangles, on images it has not seen
     low: float  # its 95 % interval (Wilson 1927)
     high: float
     spectrum: float  # mean distance of the power spectra over frequencies, in dB
     gradient: float  # mean gradient inside the rectangles, as a share of the truth's
-    violation: float  # the largest distance of a block's mean from what its pixelated value allows, in grey levels
+    violation: float  # largest distance of a block's mean from the range its pixelated value allows, in grey levels
 
 
 def measure_realism(pixelated_images, known_arrays, predictions, images, seed=0, steps=None):
-    """The Realism of predictions, (N, 1, H, W) uint8, as are the pixelated images and the true ones; known: bool.
+    """The Realism of predictions. All (N, 1, H, W) uint8, known_arrays bool.
 
-    pixelated_images None: where there are no blocks; the violation is NaN then.
+    pixelated_images: None for images without blocks; the violation is NaN then.
     """
     unknown = ~known_arrays
     accuracy, low, high = two_sample_accuracy(predictions, images, unknown, seed, steps)
@@ -48,7 +48,7 @@ def print_realism(names, pixelated_images, known_arrays, images, *predictions):
     """A table of the Realism of several models' predictions."""
     width = max(map(len, names))
     print(
-        "\nHow real rectangles look. Classifier: share of images of which it is told right whether they are restored."
+        "\nHow real rectangles look. Classifier: how often it tells restored from true rectangles; 50 % is guessing."
     )
     blocks = "" if pixelated_images is None else "  block means off by"
     print(f"{'':{width}} classifier   95 % interval  spectrum, dB off  gradient{blocks}")
@@ -64,7 +64,7 @@ def print_realism(names, pixelated_images, known_arrays, images, *predictions):
 
 
 class Judge(nn.Module):
-    """Whether a rectangle is restored: (N, 1, H, W) grey values and their mask -> (N,) logits."""
+    """Judges whether a rectangle is restored: (N, 1, H, W) grey values and their mask -> (N,) logits."""
 
     def __init__(self, channels=(24, 48, 64), strides=(2, 2, 1)):
         super().__init__()
@@ -85,7 +85,7 @@ class Judge(nn.Module):
 def two_sample_accuracy(predictions, images, unknown, seed=0, steps=None):
     """(accuracy, low, high) of a fresh classifier that tells predictions from images, (N, 1, H, W) uint8.
 
-    Trained on the first half, measured on the second (Lopez-Paz and Oquab 2017), so that no image is in both.
+    It is trained on the first half of the images and measured on the second (Lopez-Paz and Oquab 2017).
     """
     half, steps = len(images) // 2, steps or STEPS
     values = [((t.float() - 128) / 64) for t in (predictions, images)]
@@ -125,16 +125,16 @@ def wilson_interval(successes, trials, z=1.96):
 
 
 def gradients(images, unknown):
-    """The mean length of the gradient, by differences to the right and below, inside the rectangles."""
+    """The mean length of the gradient inside the rectangles, from differences to the right and below."""
     across, down = images.diff(dim=3)[:, :, :-1], images.diff(dim=2)[:, :, :, :-1]
     inside = unknown[:, :, :-1, :-1] & unknown[:, :, 1:, :-1] & unknown[:, :, :-1, 1:]
     return ((across**2 + down**2).sqrt() * inside).sum().item() / max(1, int(inside.sum()))
 
 
 def power_spectrum(images, unknown):
-    """The azimuthal mean of the power inside the rectangles, (BINS,) float64, over rising frequencies.
+    """The azimuthal mean of the power inside the rectangles, (BINS,) float64, in order of frequency.
 
-    Of each rectangle its middle, SPECTRUM pixels a side at most, without its mean, under a Hann window.
+    Each rectangle gives its middle, at most SPECTRUM pixels a side, minus its mean, under a Hann window.
     """
     frequencies = np.hypot(*np.meshgrid(np.fft.fftfreq(SPECTRUM), np.fft.fftfreq(SPECTRUM)))
     bins = np.ceil(frequencies * 2 * BINS).astype(int)
@@ -149,7 +149,7 @@ def power_spectrum(images, unknown):
 
 
 def spectrum_distance(predictions, images, unknown):
-    """The mean over frequencies of how far the power of predictions is from that of images, in dB."""
+    """The mean absolute difference between the power of predictions and of images, over frequencies, in dB."""
     ours, true = (power_spectrum(values, unknown) for values in (predictions, images))
     return float(np.abs(10 * np.log10((ours + 1e-3) / (true + 1e-3))).mean())
 
@@ -157,7 +157,7 @@ def spectrum_distance(predictions, images, unknown):
 def block_violation(pixelated_images, predictions, unknown):
     """The largest distance of a block's mean in predictions from [value, value + 1), which its flooring allows.
 
-    In grey levels; predictions are rounded, which alone can cost half of one.
+    In grey levels. Rounding alone can cost half of one.
     """
     grid = BlockGrid(pixelated_images.float(), unknown, range(SIZE_RANGE[0], SIZE_RANGE[1] + 1))
     means, values = grid.means(predictions.float()), pixelated_images.float()

@@ -2,11 +2,11 @@
 
 import torch
 
-BATCH = 256  # images measured or restored at once; more fill the groups of equal windows better, and take more memory
+BATCH = 256  # images restored at once; more fill the groups of equal windows better, but take more memory
 
 
 def to_inputs(pixelated_images, known_arrays):
-    """uint8 and bool, (N, 1, H, W) -> what networks take, (N, 2, H, W) float32: grey values and mask in [0, 1]."""
+    """uint8 and bool, (N, 1, H, W) -> inputs of networks, (N, 2, H, W) float32: grey values and mask in [0, 1]."""
     return torch.cat([pixelated_images.float() / 255, known_arrays.float()], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""What a training has done so far, what follows from it, and its state on disk.
+"""The progress of a training run, what is due next, and the run's state on disk.
 
 Nothing here knows a task or its data.
 """
@@ -13,14 +13,14 @@ from tqdm import tqdm
 from depixelation.engine.processes import rng_state, set_rng_state
 from utils import UserError, save_checkpoint
 
-CHECK_EVERY = 20  # steps between looks at the loss, for which a GPU must wait
-SHORT = 3  # epochs; a run of fewer is validated on a few images, too, after each tenth of it
-SAVE_EVERY = 120  # seconds of training that an interruption of any kind costs at most
+CHECK_EVERY = 20  # steps between checks of the loss, each of which makes a GPU wait
+SHORT = 3  # epochs; a shorter run is also validated on a few images, after each tenth of it
+SAVE_EVERY = 120  # seconds of training that an interruption can cost at most
 
 
 @dataclasses.dataclass
 class Run:
-    """What a run has done so far, and what follows from it."""
+    """The progress of a run, and what is due next."""
 
     step: int = 0
     samples: int = 0
@@ -30,7 +30,7 @@ class Run:
     best: float | None = None
     stale: int = 0  # validations since the best score
     finished: bool = False
-    inherited: list = dataclasses.field(default_factory=list)  # training_record of models it started or learns from
+    inherited: list = dataclasses.field(default_factory=list)  # training_record of the models it builds on
 
     def begin(self, config, steps_per_epoch):
         """Start the clock."""
@@ -54,7 +54,7 @@ class Run:
         return min(1.0, max(by_epochs, by_time))
 
     def learning_rate(self):
-        """That of the next step, at its middle."""
+        """The learning rate of the next step, at its middle."""
         return learning_rate(self.config, self.progress(self.step + 0.5))
 
     def add(self, losses, count, processes, device):
@@ -70,7 +70,7 @@ class Run:
         return {column: float(total) / float(count) for column, (total, count) in self.sums.items()}
 
     def count_step(self, samples, stop, processes, device):
-        """After a step: what all processes must agree on, how much is done, the time, whether to stop (a signal)."""
+        """Count a step, and agree with all processes on samples, time and whether to stop. stop: a signal, or 0."""
         sizes, seconds, stops = processes.gather([samples, time.monotonic() - self.started, stop], device).T.tolist()
         before = self.progress(self.step)
         self.step += 1
@@ -85,12 +85,12 @@ class Run:
             self.check(next(iter(self.means().values())))
 
     def _tenth(self, progress):
-        """Which tenth of a run this is, where it is measured in minutes and ends within a few epochs; else 0."""
+        """The tenths done of a run that is limited by minutes and ends within SHORT epochs; of any other, 0."""
         short = self.config.max_minutes and not self.config.epochs and self.epoch < SHORT * progress
         return int(10 * progress) if short else 0
 
     def check(self, value):
-        """Stop where a loss or weight is not finite. The last saved model stays as it is."""
+        """Raise UserError if a loss or weight is not finite. The last saved model stays as it is."""
         if not math.isfinite(value):
             raise UserError(
                 f"learning_rate: the loss became {value} in epoch {max(1, math.ceil(self.epoch))}, at or before step "
@@ -99,17 +99,17 @@ class Run:
             )
 
     def check_weights(self, weights):
-        """The losses until now came before the last step; the weights did not."""
+        """Check the weights: the last step may have spoiled them after the last loss was computed."""
         self.check(torch.stack([t.abs().max().float() for t in weights.values()]).max().item())  # NaN if there is one
 
     def end_validation(self, processes):
-        """Begin new sums; decide whether the run is finished."""
+        """Start new sums, and decide whether the run is finished."""
         self.sums = {}
         self.seconds, self.stale = processes.agree((time.monotonic() - self.started, self.stale))
         self.finished = self.is_finished()
 
     def is_finished(self):
-        """Whether its epochs or minutes are used up, or its patience."""
+        """Whether the run's epochs, minutes or patience are used up."""
         patience = self.config.patience
         return self.progress(self.step) >= 1 or bool(patience and self.stale >= patience)
 
@@ -163,15 +163,18 @@ class EpochBar:
 
 
 def save_run(config, task, run, learner):
-    """models/NAME.last.pt: all that --resume needs."""
-    learners = task.learners(learner)
+    """Write all that --resume needs to models/NAME.last.pt. The first process writes; the others send RNG states."""
+    learners, (rng, *others) = task.learners(learner), learner.processes.collect(rng_state())
+    if learner.processes.rank:
+        return
     for each in learners.values():
         run.check_weights(each.network.state_dict())
     state = {
         "config": dataclasses.asdict(config),
         "parts": {name: each.state_dict() for name, each in learners.items()},
         "run": run.state_dict(),
-        "rng": rng_state(),
+        "rng": rng,
+        "other_rngs": others,
         "precision": str(learner.precision)[6:],
         "images": task.fingerprint(),
         "sources": task.sources,
@@ -180,16 +183,17 @@ def save_run(config, task, run, learner):
 
 
 def restore_run(config, task, learner, state):
-    """Put a state into the learners and the global generators; returns its Run."""
+    """Load a state into the learners and the global generators. Returns its Run."""
     try:
         for name, each in task.learners(learner).items():
             each.load_state_dict(state["parts"][name])
         run = Run(**state["run"])
-        before = dict(state.get("sources", task.sources))  # earlier versions did not keep them
+        before = dict(state.get("sources", task.sources))  # earlier versions did not save them
         fits = isinstance(run.step, int) and isinstance(run.sums, dict) and isinstance(run.rows, list)
         if not fits or state["run"].keys() != {field.name for field in dataclasses.fields(Run)}:
-            raise ValueError("what it counts makes no sense")
-        set_rng_state(state["rng"])
+            raise ValueError("its counts make no sense")
+        rngs, rank = [state["rng"], *state.get("other_rngs", [])], learner.processes.rank
+        set_rng_state(rngs[rank if rank < len(rngs) else 0])  # earlier versions saved only the first process's
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         path, reason = config.file("models", ".last.pt"), str(error).partition("\n")[0]
         raise UserError(f"{path}: holds no state of this program ({reason}); start a new run with --init") from None

@@ -7,7 +7,7 @@ from utils import UserError, atomic_write, open_plain
 
 
 def write_table(rows, path):
-    """A CSV file, a line a dict."""
+    """Write a CSV file, one line per dict."""
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -29,4 +29,4 @@ def read_log(path):
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name a run that was trained here") from None
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: is no log of a run ({error})") from None
+        raise UserError(f"{path}: is not the log of a run ({error})") from None

@@ -1,4 +1,4 @@
-"""What the training loop and the commands ask of an exercise: `Task`. Each exercise is a file in depixelation/tasks."""
+"""`Task`: what the training loop and the commands need of an exercise. Each is a file in depixelation/tasks."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ MAX_PARAMETERS = 10**9
 
 
 class Task:
-    """One exercise. A subclass says what is its own; what stands here serves most tasks as it is."""
+    """One exercise. The defaults here suit most tasks; a subclass overrides what differs."""
 
     Config = Config  # its keys and their defaults
     EvaluateOptions = EvaluateOptions  # the options of --evaluate
@@ -24,25 +24,25 @@ class Task:
     networks = {}  # name: class; the first is the default
     scores = ("score",)  # columns of the log; the first decides which model is the best
     higher_is_better = False
-    keeps_last = False  # whether the last averaged weights are kept, not those with the best score
+    keeps_last = False  # keep the last averaged weights instead of those with the best score
     decimals = 3  # of the scores, as they are printed
     curves = ()  # columns of the log that --compare draws; none: the training loss and the scores
-    also_loads = ()  # other tasks whose models can do this one, too
+    also_loads = ()  # other tasks whose models work here, too
     default_views = 1  # predictions to average
     most_views = 8
-    next_command = ""  # what a trained model is good for, as it is typed after python main.py
-    preview_images = 0  # that a short run is validated on between the lines of its log
-    shipped = None  # models/NAME.pt that predicts as long as nothing was trained
+    next_command = ""  # suggested after training, as typed after python main.py
+    preview_images = 0  # for the extra validations of a short run
+    shipped = None  # models/NAME.pt, used until a model is trained
     refiner = None  # the shipped model for --realism
-    refined_by_flow = False  # whether a flow can be that
+    refined_by_flow = False  # whether that may be a flow
 
     def __init__(self, config):
         self.config = config
         self.training_set = self.validation_set = None
-        self.held_out = torch.empty(0, dtype=torch.int64)  # holdout.held_out_digests, where a task can tell
-        self.content = ""  # a digest of the images that are trained on, where a task can tell
+        self.held_out = torch.empty(0, dtype=torch.int64)  # holdout.held_out_digests, if known
+        self.content = ""  # a digest of the training images, if known
         self.inherited = []  # models.training_record of other models that this one learns from
-        self.sources = {}  # {key: outputs.file_digest} of the models' files that each step of training needs
+        self.sources = {}  # {key: outputs.file_digest} of model files that every training step needs
 
     # ---------------------------------------------------------------------------------------------- what is trained
 
@@ -58,7 +58,7 @@ class Task:
     def build_network(self, name, options):
         """A network in training mode. Options that it cannot be built or run with raise UserError."""
         try:
-            with torch.device("meta"):  # without memory: options may come from a file of others
+            with torch.device("meta"):  # takes no memory: options may come from an untrusted file
                 if sum(p.numel() for p in self.networks[name](**options).parameters()) > MAX_PARAMETERS:
                     raise ValueError(f"over {MAX_PARAMETERS:,} parameters")
             network, example = self.networks[name](**options), self.example_input()
@@ -79,13 +79,13 @@ class Task:
         load_weights(network, checkpoint, path)
 
     def begin_step(self, network, progress):
-        """Set what changes in the network in the course of training. progress: Run.progress, 0 to 1."""
+        """Adjust the network in the course of training. progress: Run.progress, 0 to 1."""
 
     def loss(self, learner, batch):
-        """What the network is to minimise on a batch, and what else the log shall hold.
+        """The losses of a batch: training minimises the first; the log holds all.
 
         learner: a Learner; calling it is the forward pass. batch: as collated, on the device. Returns ({column: mean},
-        number of images or pixels that these are means of, an int or a tensor); the first column is minimised.
+        the number of images or pixels averaged, an int or a tensor).
         """
         raise NotImplementedError
 
@@ -96,7 +96,7 @@ class Task:
         return losses, count
 
     def learners(self, learner):
-        """{name: Learner} of all that is trained: the network's, and what the task trains beside it."""
+        """{name: Learner} of every network in training: the task's own, and any that it trains beside it."""
         return {"network": learner}
 
     # ---------------------------------------------------------------------------------------------- data
@@ -106,12 +106,12 @@ class Task:
         raise NotImplementedError
 
     def fingerprint(self):
-        """Tells whether a resumed run trains on the same images."""
+        """A digest that shows whether a resumed run trains on the same images."""
         return digest([self.training_set.names, self.content])
 
     def is_trained_on(self, fingerprint):
         """Whether a run with this fingerprint was trained on the same images."""
-        return fingerprint in (self.fingerprint(), digest(self.training_set.names))  # earlier versions' had names alone
+        return fingerprint in (self.fingerprint(), digest(self.training_set.names))  # earlier versions used names only
 
     def count_images(self):
         """How many different images there are to train on."""
@@ -119,9 +119,9 @@ class Task:
         return min(len(getattr(data, "indices", data)), self.config.max_images or len(data))
 
     def batches(self, network, start):
-        """Lists of keys for training_set, a batch each, from step `start` on, without end.
+        """Yield lists of keys for training_set, one per batch, from step `start` on, without end.
 
-        The training set's own, where it has a say in them; else keys (epoch, index).
+        If the training set has a method `batches`, it decides; else keys are (epoch, index).
         """
         config, count = self.config, len(self.training_set)
         if hasattr(self.training_set, "batches"):
@@ -140,16 +140,16 @@ class Task:
         raise NotImplementedError
 
     def views(self, network, count, trained_with):
-        """The first `count` views of its input that a network can average its predictions for."""
+        """The first `count` of a network's views, over which it averages its predictions."""
         return network.VIEWS[:count] if hasattr(network, "VIEWS") else ()
 
     def predictor(self, network, trained_with, precision, options):
-        """A trained network, in eval mode, as it predicts. options: ModelOptions."""
+        """The Predictor of a trained network in eval mode. options: ModelOptions."""
         views = self.views(network, options.views or self.default_views, trained_with)
         return Predictor(network, next(network.parameters()).device, precision, views)
 
     def baselines(self):
-        """{name: function of tensors} of what needs no training; compared by --evaluate."""
+        """{name: function of tensors} of methods without training, which --evaluate compares."""
         return {}
 
     def validate(self, predictor, images=None):
@@ -163,24 +163,24 @@ class Task:
         return Subset(data, range(min(images, len(data)))) if images else data
 
     def reference(self, row):
-        """What a line of progress says beside the score: of a baseline on the same images, say."""
+        """Text beside the score in progress lines: a baseline's score on the same images, say."""
         return ""
 
     # ---------------------------------------------------------------------------------------------- --evaluate
 
     def inherited_keys(self, options):
-        """The keys of the data that --evaluate takes from the first model unless they were named."""
+        """The data keys that --evaluate takes from the first model unless they were named."""
         return ()
 
     def as_measured(self, models, options):
-        """The task with its data as the first trained one of these Models knows it, but for what was named."""
+        """The task with the data keys of the first trained Model, except those that were named."""
         first = next((model.trained_with for model in models if model.trained_with), None)
         keys = self.inherited_keys(options) if first else ()
         values = {name: getattr(first, name) for name in keys if getattr(options, name) is None}
         return type(self)(replace(self.config, **values))
 
     def evaluation_set(self, models, options):
-        """(dataset with truth, what it is in words) for --evaluate. models: Models, compared on it."""
+        """(dataset with truth, its description) for --evaluate. models: the Models to compare on it."""
         raise NotImplementedError
 
     def compared(self, models, device, precision):
@@ -190,11 +190,11 @@ class Task:
         return models + [Model(n, Predictor(f, device, precision)) for n, f in baselines if n not in names]
 
     def columns(self, models, measured):
-        """{title: [text for each model]}: what --evaluate's table shows beside the scores."""
+        """{title: [text for each model]}: further columns of --evaluate's table."""
         return {}
 
     def report(self, models, measured):
-        """Print what else --evaluate has to tell. Returns {suffix: function of a path that draws a figure}."""
+        """Print further results of --evaluate. Returns {suffix: function of a path that draws a figure}."""
         return {}
 
     # ---------------------------------------------------------------------------------------------- what is drawn

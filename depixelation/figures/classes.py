@@ -1,4 +1,4 @@
-"""How often each class was taken for each."""
+"""The confusion matrix."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ from depixelation.figures.sheets import new_figure, save_figure
 
 
 def plot_confusion(labels, predictions, names, title, path):
-    """How many images of each class got which label, as a PNG. labels, predictions: (N,) ints."""
+    """Draw the confusion matrix as a PNG. labels, predictions: (N,) ints."""
     counts = np.zeros((len(names), len(names)), int)
     np.add.at(counts, (labels, predictions), 1)
     shares = counts / counts.sum(1, keepdims=True).clip(1)
     figure = new_figure(figsize=(8, 7.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(shares**0.5, cmap="Greys", vmin=0, vmax=1)  # the root, so that rare mistakes can be seen
+    axes.imshow(shares**0.5, cmap="Greys", vmin=0, vmax=1)  # the root makes rare mistakes visible
     ticks = range(len(names))
     for i in ticks:
         for j in ticks:

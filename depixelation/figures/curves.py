@@ -16,7 +16,7 @@ class Panel(NamedTuple):
 
 
 def plot_curves(panels, path):
-    """Panels, side by side, as a PNG."""
+    """Draw panels side by side, as a PNG."""
     figure = new_figure(figsize=(max(8, 5.5 * len(panels)), 4.5), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for i, (name, (x, y)) in enumerate(panel.curves.items()):
@@ -36,7 +36,7 @@ def plot_curves(panels, path):
 
 
 def column_panels(rows, columns):
-    """Columns of a log over epochs, a Panel each. rows: the log. columns: (name, label); the first is a loss."""
+    """A Panel for each column of a log, over epochs. rows: the log. columns: (name, label); the first is a loss."""
     epochs = [row["epoch"] for row in rows]
     panels = [Panel(label, {label: (epochs, [row[name] for row in rows])}) for name, label in columns]
     return [panels[0]._replace(options={"yscale": "log"}), *panels[1:]]

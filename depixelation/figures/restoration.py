@@ -12,13 +12,13 @@ from depixelation.engine.restoration import restore, rmse_per_image
 from depixelation.figures.sheets import new_figure, save_figure, sheet_rows
 
 SHARES = 0, 0.25, 0.5, 0.75, 1  # of realism
-SPREAD = 4  # how much brighter than the deviation of possible originals a map of it is drawn
+SPREAD = 4  # factor by which maps brighten the deviation of possible originals
 
 
 def restoration_sheet(pixelated_images, known_arrays, predictions, images=None):
-    """Restorations, a row an image: truth, pixelated, what the network starts from, prediction, error.
+    """Restorations, one row per image: truth, pixelated, interpolation, prediction, error.
 
-    All (N, 1, H, W) uint8, known_arrays bool. images None: the truth is unknown, so it and the error are left out.
+    All (N, 1, H, W) uint8, known_arrays bool. images: None if the truth is unknown; it and the error are left out then.
     Returns the rows of sheets.plot_sheet.
     """
     grid = BlockGrid(pixelated_images / 255, ~known_arrays, range(SIZE_RANGE[0], SIZE_RANGE[1] + 1))
@@ -34,8 +34,8 @@ def restoration_sheet(pixelated_images, known_arrays, predictions, images=None):
 
 
 def possible_sheet(blend, pixelated_images, known_arrays, images, count):
-    """Possible originals, a row an image: truth (where it is known), pixelated, R = 0, 0.5, 1, `count` possible
-    originals, and how far they differ.
+    """Possible originals, one row per image: truth (if known), pixelated, R = 0, 0.5, 1, `count` possible originals,
+    and their deviation.
 
     blend: a RealismBlend. All (N, 1, H, W) uint8, known_arrays bool. Returns the rows of sheets.plot_sheet.
     """
@@ -52,7 +52,7 @@ def possible_sheet(blend, pixelated_images, known_arrays, images, count):
 
 
 def plot_errors(errors, geometry, names, path):
-    """Score by block size and by area as a PNG, a line per model. errors: (models, N). geometry: (N, 2), block
+    """Plot scores by block size and by area as a PNG, a line per model. errors: (models, N). geometry: (N, 2), block
     size and area in pixels."""
     figure = new_figure(figsize=(10, 4.5), layout="constrained")
     areas = [16, 64, 128, 192, 256, 384, 512, 640, 768, 1025, 1600, 2304, 3200, 10000]  # the challenge's are below 1025
@@ -76,9 +76,9 @@ def plot_errors(errors, geometry, names, path):
 
 
 def plot_tradeoff(start, ends, images, known_arrays, path):
-    """Error against realism as a picture: on the straight lines from a model's predictions to those of others.
+    """Plot error against realism, along straight lines from one model's predictions to those of others.
 
-    start: (name, predictions). ends: a list of these. predictions and images: (N, 1, H, W) uint8.
+    start: (name, predictions). ends: a list of such pairs. predictions and images: (N, 1, H, W) uint8.
     """
     figure = new_figure(figsize=(7, 5), layout="constrained")
     axes, unknown = figure.add_subplot(), ~known_arrays

@@ -1,4 +1,4 @@
-"""Sheets of images, and how every figure is made and saved."""
+"""Sheets of images; and the functions that create and save every figure."""
 
 import torch
 
@@ -8,15 +8,15 @@ from utils import atomic_write
 
 def new_figure(**options):
     """A matplotlib Figure with these keywords."""
-    from matplotlib.figure import Figure  # takes half a second, which only what draws should wait for
+    from matplotlib.figure import Figure  # slow to import (half a second): only drawing waits for it
 
     return Figure(**options)
 
 
 def save_figure(figure, path, note=""):
-    """A matplotlib figure as a picture, at once or not at all: a JPEG where the name ends so, else a PNG.
+    """Save a matplotlib figure atomically: as a JPEG if its name ends in .jpg or .jpeg, else as a PNG.
 
-    note: text that is added to the picture's comment.
+    note: text to add to the picture's comment.
     """
     text = f"{sign('picture')} {note}".strip()
     options = {"format": "png", "metadata": {"Software": text}}
@@ -27,7 +27,7 @@ def save_figure(figure, path, note=""):
 
 
 def sheet_rows(columns, captions=None):
-    """The rows of `plot_sheet`, one a sample.
+    """The rows of `plot_sheet`, one per sample.
 
     columns: {title: (N, C, H, W) tensor of 0 to 255, C 1 or 3}. captions: {title: N texts below the images}.
     """
@@ -48,10 +48,10 @@ def grid_rows(images, titles, columns=6):
 
 
 def plot_sheet(rows, path, note="", heading=""):
-    """A sheet of images as a picture. rows: lists of (image, text above it, text below it).
+    """Draw a sheet of images. rows: lists of (image, text above it, text below it).
 
-    Images: (H, W) or (H, W, 3), arrays or tensors of 0 to 255. In a single Axes, as making many takes most of the time.
-    note: see save_figure. heading: a line above all.
+    Images: (H, W) or (H, W, 3), arrays or tensors of 0 to 255. note: see save_figure. heading: a line above all. All
+    share one Axes, because creating one for each would take most of the time.
     """
     side, gap, line = 2.1, 0.1, 0.16  # inches
     texts = [[max(cell[k].count("\n") + 1 if cell[k] else 0 for cell in row) for k in (1, 2)] for row in rows]

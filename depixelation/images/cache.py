@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
 
 from datasets import IMAGE_SIZE
-from depixelation.engine.processes import start_worker, workers_end
+from depixelation.engine.processes import Interrupts, start_worker, workers_end
 from depixelation.images import synthetic
 from depixelation.images.photos import (
     CACHE_SIDE,
@@ -25,12 +25,12 @@ from depixelation.images.photos import (
 )
 from utils import UserError, digest, display_path, locked
 
-CACHE_VERSION = 2  # part of every cache's key: raise it when decoding or the file layout changes
-CHUNK = 32  # photos a worker decodes in one go
+CACHE_VERSION = 3  # part of every cache's key: raise it when decoding or the file layout changes
+CHUNK = 32  # photos that a worker decodes at once
 
 
 class DamagedCache(Exception):
-    """Its files have been changed or cut off."""
+    """A cache whose files were changed or truncated."""
 
 
 class ImageCache:
@@ -71,12 +71,12 @@ class ImageCache:
 
 
 def open_cache(images, cache_dir, seed, synthetic_images, colour=False):
-    """The ImageCache of an image source, made first where there is none that fits.
+    """Open the ImageCache of an image source, or build one if none fits.
 
-    images: a folder, a .zip or "synthetic"; cache_dir: where caches lie; seed and synthetic_images: of the synthetic
-    source alone; colour: photos in colour and of full size. A cache fits while the source's files (names, sizes, times
-    or checksums) and the settings are the same. Each source keeps one cache, and one in colour. A damaged cache is made
-    again.
+    images: a folder, a .zip or "synthetic"; cache_dir: the folder of the caches; seed and synthetic_images: of the
+    synthetic source alone; colour: photos in colour and of full size. A cache fits while the source's files (names,
+    sizes, times or checksums) and the settings are the same. Each source keeps one cache, and one in colour. A damaged
+    cache is rebuilt.
     """
     if images == "synthetic":
         source, photos = "synthetic", []
@@ -109,7 +109,7 @@ def open_cache(images, cache_dir, seed, synthetic_images, colour=False):
 
 
 def _repaired(path, stem, build):
-    """The ImageCache at path, made now unless another process has just done so."""
+    """The ImageCache at path; build it unless another process has just done so."""
     try:
         return ImageCache(path)
     except DamagedCache as error:
@@ -121,10 +121,10 @@ def _repaired(path, stem, build):
 
 
 def _make_cache(path, stem, build):
-    """Build a cache beside its place and move it there.
+    """Build a cache beside its final place, then move it there.
 
-    It replaces the one that its source had, whose name begins with stem, too. The caller holds the source's lock, so
-    what another process was building there was abandoned.
+    It replaces the source's previous cache, whose name also begins with stem. The caller holds the source's lock, so
+    any unfinished build found here was abandoned.
     """
     cache_dir = os.path.dirname(path)
     for name in os.listdir(cache_dir):
@@ -136,7 +136,7 @@ def _make_cache(path, stem, build):
         build(building)
         for name in os.listdir(cache_dir):
             if name.startswith(f"{stem}-") and ".building." not in name:
-                shutil.rmtree(os.path.join(cache_dir, name), ignore_errors=True)  # Windows keeps what a run has open
+                shutil.rmtree(os.path.join(cache_dir, name), ignore_errors=True)  # Windows keeps files in use by a run
         os.replace(building, path)
     except OSError as error:
         error.filename = error.filename or cache_dir
@@ -146,7 +146,7 @@ def _make_cache(path, stem, build):
 
 
 def _tell_left_out(left_out, count):
-    """One line that names the photos that are not used, and why. left_out: (name, reason) each."""
+    """Print one line that names the unusable photos and the reasons. left_out: (name, reason) each."""
     if not left_out:
         return
     reasons = {reason: [name for name, why in left_out if why == reason] for _, reason in left_out}
@@ -164,6 +164,7 @@ def _build_cache(path, names, chunks, job, first):
     progress = tqdm(total=len(names), desc=verb, unit=" images", smoothing=0)
     workers = min(os.cpu_count() or 1, 8, len(chunks))
     with (
+        Interrupts(loud=False) as interrupts,
         workers_end(),
         open(os.path.join(path, "pixels.bin"), "wb") as pixels,
         open(os.path.join(path, "thumbnails.bin"), "wb") as thumbnails,
@@ -171,7 +172,8 @@ def _build_cache(path, names, chunks, job, first):
         ProcessPoolExecutor(workers, initializer=start_worker) as pool,
         contextlib.ExitStack() as stack,
     ):
-        stack.callback(pool.shutdown, cancel_futures=True)  # after Ctrl-C, do not work off what is queued
+        stack.callback(pool.shutdown, cancel_futures=True)  # after Ctrl-C, drop queued work
+        stack.enter_context(workers_end(BrokenExecutor))  # if one was killed, the pool would wait for the others
         remaining = iter(names)
         for results in pool.map(job, [first] * len(chunks), chunks):
             for result, name in zip(results, remaining):
@@ -184,6 +186,7 @@ def _build_cache(path, names, chunks, job, first):
                     index["names"].append(name)
                     index["shapes"].append(photo.shape)
             progress.update(len(results))
+            interrupts.check()
     if not index["names"]:
         raise UserError(
             f"images: none of the {len(names)} photos in {first} can be used ({names[0]}: {index['left_out'][0][1]})"

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: their files, digits that the program draws, the split."""
+"""MNIST and Fashion-MNIST: reading their files, drawing digits instead, splitting them."""
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ NAMES = {
     "digits": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     "clothes": tuple("T-shirt/top,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot".split(",")),
 }
-MAX_BYTES = 2**30  # a file that says it holds more is none of these
+MAX_BYTES = 2**30  # larger than any file of these data sets
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class DigitsConfig(Config):
 
     images: str = key(
         "synthetic",
-        "MNIST or FashionMNIST, which torchvision downloads into cache_dir; a folder that holds such files (idx, gzip "
-        'or not), itself or in raw; or "synthetic", digits drawn by the program',
+        "MNIST or FashionMNIST, which torchvision downloads into cache_dir; a folder with such files (idx, gzip or "
+        'not), or with a folder raw of them; or "synthetic", digits drawn by the program',
         path=True,
         words=WORDS,
         may_change=True,
     )
     max_minutes: float | None = inherited("max_minutes", 5.0)
     validation_fraction: float = key(
-        0.06, "share of the training part that is held out, class by class", above=0, maximum=0.5
+        0.06, "share of the training part to hold out, class by class", above=0, maximum=0.5
     )
 
 
@@ -54,7 +54,7 @@ class DigitsConfig(Config):
 def read_idx(path):
     """The array of bytes in an idx file (http://yann.lecun.com/exdb/mnist), gzip or not. Raises UserError."""
     from torchvision.datasets.mnist import (
-        read_sn3_pascalvincent_tensor,  # takes a second, which nothing else here needs
+        read_sn3_pascalvincent_tensor,  # slow to import (a second)
     )
 
     advice = "fetch it again, or name another folder with --images"
@@ -65,7 +65,7 @@ def read_idx(path):
         raise UserError(f"{path}: a damaged or truncated gzip file ({error}); {advice}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; {advice}") from None
-    except (AssertionError, KeyError, ValueError, RuntimeError, TypeError):  # what torchvision lets through
+    except (AssertionError, KeyError, ValueError, RuntimeError, TypeError):  # torchvision's own errors
         raise UserError(f"{path}: no idx file, or not all of one; {advice}") from None
     if values.dtype != np.uint8:
         raise UserError(f"{path}: no idx file of bytes; {advice}")
@@ -74,7 +74,7 @@ def read_idx(path):
 
 @contextlib.contextmanager
 def _unpacked(path):
-    """The path itself, or that of a temporary copy which is no gzip file. Raises ValueError where it is too large."""
+    """Yield the path, or for a gzip file, that of an unpacked temporary copy. Raises ValueError if it is too large."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     if not packed:
@@ -85,7 +85,7 @@ def _unpacked(path):
     with gzip.open(path) as file, tempfile.NamedTemporaryFile(delete=False) as copy:
         try:
             shutil.copyfileobj(_Limited(file), copy)
-            copy.close()  # Windows opens no file twice
+            copy.close()  # Windows cannot open a file twice
             yield copy.name
         finally:
             copy.close()
@@ -93,7 +93,7 @@ def _unpacked(path):
 
 
 class _Limited:
-    """A file of which at most MAX_BYTES are read."""
+    """A file that raises ValueError once more than MAX_BYTES are read."""
 
     def __init__(self, file):
         self.file, self.left = file, MAX_BYTES
@@ -133,7 +133,7 @@ def read_part(folder, part):
 def find_folder(images):
     """The folder of idx files that --images FOLDER means: itself, its raw, or a raw one deeper. Raises UserError."""
     if not os.path.isdir(images):
-        raise UserError(f"images: {images} is no folder; name one with idx files, or {', '.join(WORDS)}")
+        raise UserError(f"images: {images} is not a folder; name one with idx files, or {', '.join(WORDS)}")
     inside = [os.path.join(images, name, "raw") for name in sorted(os.listdir(images))]
     names = [name for pair in FILES.values() for name in pair]
     for candidates in ([images], [os.path.join(images, "raw")], inside):
@@ -147,12 +147,12 @@ def find_folder(images):
 
 def download(name, cache_dir):
     """The folder of MNIST's or FashionMNIST's files, which torchvision fetches and checks. Raises UserError."""
-    import torchvision  # takes a second, which nothing else here needs
+    import torchvision  # slow to import (a second)
 
     folder = os.path.join(cache_dir, name, "raw")
     try:
         getattr(torchvision.datasets, name)(cache_dir, download=True)
-    except (OSError, RuntimeError, EOFError, ValueError, zlib.error) as error:  # what torchvision lets through
+    except (OSError, RuntimeError, EOFError, ValueError, zlib.error) as error:  # torchvision's own errors
         reason = " ".join(str(error).split())
         names = ", ".join(name for pair in FILES.values() for name in pair)
         raise UserError(
@@ -163,7 +163,7 @@ def download(name, cache_dir):
 
 
 def load_part(config, part):
-    """read_part of config.images, "train" or "test", downloaded or drawn where config says so."""
+    """The part "train" or "test" of config.images, as from read_part; it is downloaded or drawn if need be."""
     if config.images == "synthetic":
         count = config.synthetic_images
         return draw_digits(config.seed, part, count if part == "train" else max(10, count // 6))
@@ -186,23 +186,23 @@ def split_by_class(labels, fraction, seed):
 
 
 def load_split(config, dataset):
-    """(training set, validation set, digest of what is trained on) of the training part.
+    """Split the training part: (training set, validation set, digest of the training set).
 
-    dataset: function of images, (N, 28, 28) uint8, labels, (N,) int64, and whether they are trained on.
+    dataset: a function of images, (N, 28, 28) uint8, labels, (N,) int64, and whether they are for training.
     """
     images, labels = load_part(config, "train")
     train, validation = split_by_class(labels, config.validation_fraction, config.seed)
     if not len(train) or not len(validation):
         raise UserError(f"images: {config.images} has {len(images)} images to train on; give each class two or more")
     if config.max_images:
-        train = np.resize(train[: config.max_images], len(train))  # epochs stay as long as they are
+        train = np.resize(train[: config.max_images], len(train))  # epochs keep their length
     content = hashlib.sha256(images[train].tobytes() + labels[train].tobytes()).hexdigest()[:16]
     held_out = dataset(images[validation], labels[validation], False)
     return dataset(images[train], labels[train], True), held_out, content
 
 
 def load_test(config, dataset):
-    """(the test part as a dataset, what it is in words)."""
+    """(the test part as a dataset, its description)."""
     images, labels = load_part(config, "test")
     kind = "drawn digits" if config.images == "synthetic" else f"images of {display_path(config.images)}"
     return dataset(images, labels, False), f"{len(images):,} {kind}, the test part"
@@ -220,7 +220,7 @@ STROKES = (0, 1, 2, 3)  # pixels by which a glyph is thickened to each side
 @functools.cache
 def _glyphs():
     """Every digit in every font and thickness: (fonts * strokes, 10, CANVAS, CANVAS) float32 in [0, 1]."""
-    import matplotlib  # for its fonts; takes half a second, which nothing else here needs
+    import matplotlib  # for its fonts; slow to import (half a second)
 
     folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
     glyphs = []
@@ -240,10 +240,10 @@ def _glyphs():
 
 
 def warp(images, matrices, bend, side):
-    """Images, (N, 1, H, W), seen through an affine map and a smooth displacement: (N, 1, side, side), zero outside.
+    """Warp images, (N, 1, H, W), by an affine map and a smooth displacement: (N, 1, side, side), zero outside.
 
-    matrices: (N, 2, 3), from places in the output to places in the input, both -1 to 1 (as F.affine_grid). bend: (N, 2,
-    h, w) displacements in these units on a coarse grid, or None.
+    matrices: (N, 2, 3), from places in the output to places in the input, both -1 to 1 (as in F.affine_grid).
+    bend: (N, 2, h, w) displacements in these units on a coarse grid, or None.
     """
     places = F.affine_grid(matrices, (len(images), 1, side, side), align_corners=False)  # (N, side, side, 2)
     if bend is not None:
@@ -255,7 +255,7 @@ def random_matrices(count, turn, shear, scale, shift, generator=None):
     """Random affine maps for `warp`, (count, 2, 3).
 
     turn, shear, scale: deviations of the angle in degrees, of the slant, of the logarithm of width and height.
-    shift: at most so many pixels of SIDE.
+    shift: the largest shift, in pixels of SIDE.
     """
 
     def draw(*shape):
@@ -272,7 +272,7 @@ def random_matrices(count, turn, shear, scale, shift, generator=None):
 def draw_digits(seed, part, count):
     """(images, (count, 28, 28) uint8; labels): digits in matplotlib's fonts, warped and thickened, light on dark.
 
-    Image i of a part, "train" or "test", and a seed; the classes take turns.
+    Each image depends on its number, the part ("train" or "test") and the seed; the classes take turns.
     """
     glyphs, labels = _glyphs(), np.arange(count) % 10
     generator = torch.Generator().manual_seed(2 * seed + (part == "test"))

@@ -1,4 +1,4 @@
-"""Which images of a source are trained on, and which are held out; and which of them may measure a model."""
+"""Splits a source into training and held-out images, and chooses those that may measure a model."""
 
 import hashlib
 import os
@@ -69,28 +69,28 @@ def image_source(config, colour=False):
 
 
 def thumbnail_digests(cache, indices):
-    """A number for each of these images that tells their thumbnails apart: (N,) int64."""
+    """A 64-bit digest of each of these images' thumbnails: (N,) int64."""
     digests = (hashlib.blake2b(cache.thumbnails[i].tobytes(), digest_size=8).digest() for i in indices)
     return np.array([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=np.int64)
 
 
 def content_digest(cache):
-    """A digest of all images' thumbnails, in order: of those held out, too, as which are may have been exchanged."""
+    """A digest of all images' thumbnails, in order. Held-out ones count: they may have changed places with others."""
     return digest(thumbnail_digests(cache, range(len(cache))).tolist())
 
 
 def held_out_digests(cache, train_indices, validation_indices):
-    """The thumbnail_digests of images that are held out, with no copy trained on: a 1-D int64 tensor, for the model."""
+    """The thumbnail_digests of held-out images without a copy in training: a 1-D int64 tensor, for the model."""
     held_out = thumbnail_digests(cache, validation_indices[:MAX_HELD_OUT])
     return torch.from_numpy(np.setdiff1d(held_out, thumbnail_digests(cache, np.unique(train_indices))))
 
 
 def images_with_truth(config, options, models, colour=False):
-    """(cache, indices, what they are in words): images of config.images to measure these models on.
+    """(cache, indices, description) of images from config.images to measure these models on.
 
-    options: EvaluateOptions. models: Models; those without trained_with were not trained. The images are those that all
-    models trained on any of them held out. They are said to be held out if the models' records show it; where they do
-    not, a warning is printed.
+    options: EvaluateOptions. models: Models; those without trained_with were not trained. An image is chosen if every
+    model that was trained on this source held it out. The description says "held out" if the models' records prove it;
+    otherwise a warning is printed.
     """
     models = [model for model in models if model.trained_with]
     alike = [m.trained_with for m in models if _stem(m.trained_with.images) == _stem(config.images)]
@@ -110,7 +110,7 @@ def images_with_truth(config, options, models, colour=False):
             held_out = np.isin(digests, entry["held_out"].numpy())
             if held_out.any():
                 chosen &= held_out
-            elif (entry["images"] == "synthetic") == (config.images == "synthetic"):  # maybe of the same images
+            elif (entry["images"] == "synthetic") == (config.images == "synthetic"):  # perhaps the same images
                 unknown.setdefault(entry["images"], []).append(model.name)
                 if not len(entry["held_out"]) and _stem(entry["images"]) == _stem(config.images):
                     chosen &= _held_out(cache, model.trained_with if options.validation_fraction is None else config)
@@ -126,7 +126,7 @@ def images_with_truth(config, options, models, colour=False):
 
 
 def _held_out(cache, config):
-    """Which images a training as config says holds out, if it sees the same list of images: (N,) bool."""
+    """Which images a training with this config holds out if it sees the same list of images: (N,) bool."""
     return np.isin(np.arange(len(cache)), split_by_folder(cache.names, config.validation_fraction)[1])
 
 

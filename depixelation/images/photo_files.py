@@ -8,45 +8,52 @@ import warnings
 from collections import Counter
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image
 from tqdm import tqdm
 
-from datasets import to_8_bits
-from depixelation.engine.outputs import check_outputs, sign, written_by_us
-from utils import UserError, atomic_write, display_path
+from datasets import EXTENSIONS, to_8_bits, upright
+from depixelation.engine.outputs import check_outputs, written_by_us
+from depixelation.images.decoding import decode
+from depixelation.images.metadata import COLOURS, metadata_of, save_options
+from depixelation.images.photos import UNREAD, left_out, walk_files
+from utils import UserError, atomic_write, display_path, open_plain
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # of the photos of a folder
-RESULT = re.compile(r"_(depixelated|before_after|preview|spread|sample_\d+)\.png$")
+LARGE = 2**26  # values; a PNG of more is compressed less, else that takes most of the time
+# How the results of a photo are called that are no photos to restore.
+RESULT = re.compile(r"(?P<base>.+)_(depixelated|before_after|preview|spread|sample_\d+)\.png$")
 
 
 def read_photo(path):
-    """A photo as (pixels, (H, W, C) uint8 with C 1 or 3, upright; alpha, (H, W) uint8 or None; ICC profile or None).
+    """A photo as (pixels, (H, W, C) uint8 with C 1 or 3, upright; alpha, (H, W) uint8 or None; its metadata, a dict).
 
     Raises UserError.
     """
+    path = os.fspath(path)
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for, without end
-            raise UserError(f"{path}: is no plain file; name a photo")
-        with Image.open(path) as file:
-            if getattr(file, "is_animated", False) and file.format != "MPO":
+        with open_plain(path) as file, warnings.catch_warnings(action="ignore"):  # of damaged tags
+            decoded = decode(file)
+            image = upright(decoded.image)
+            if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise UserError(f"{path}: has several frames or pages; name a picture of one")
-            file.load()
-            image = file
-            with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
-                image = ImageOps.exif_transpose(file)  # damaged EXIF spoils no pixel
-            if image.mode == "F" or image.mode == "I" and file.format == "TIFF":
+            if image.mode == "F" or image.mode == "I" and image.format == "TIFF":
                 raise UserError(f"{path}: has no greys of 8 or 16 bits, so black and white are unknown; save it with 8")
-            profile = file.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P", "L") else None
-            alpha = None
+            metadata, alpha = metadata_of(image, file), None
+            if image.mode not in ("RGB", "RGBA", "P", "L"):
+                metadata.pop("icc_profile", None)  # of values that will be others
             if image.has_transparency_data and not image.mode.startswith("I"):
+                if image.mode == "L":
+                    metadata.pop("icc_profile", None)  # of grey values, for what is colours now
                 image = image.convert("RGBA")
                 alpha = np.asarray(image.getchannel("A"))
-                profile = profile if file.mode != "L" else None  # of grey values, for what is colours now
+            if decoded.bits > 8:
+                _tell(f"{display_path(path)}: has {decoded.bits} bits a channel, what is written 8")
+            if decoded.damage():
+                _tell(f"{display_path(path)}: {decoded.damage()}")
             if image.mode.startswith("I"):
-                tqdm.write(f"{display_path(path)}: has 16 bits a pixel, what is written 8", file=sys.stderr)
                 pixels = to_8_bits(image)
             else:
-                pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+                mode = "L" if image.mode in ("1", "L") else "RGB"
+                pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     except (UserError, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -57,11 +64,18 @@ def read_photo(path):
         raise UserError(f"{path}: {error.strerror or 'not a readable picture'}; name a photo") from None
     except Exception as error:  # whatever a broken file makes a decoder raise
         raise UserError(f"{path}: not a readable picture ({error})") from None
-    return pixels.reshape(*pixels.shape[:2], -1), alpha, profile
+    return pixels.reshape(*pixels.shape[:2], -1), alpha, metadata
 
 
-def save_photo(pixels, alpha, profile, path, quality=None):
-    """What `read_photo` returned, or what became of it, as a PNG with the program's sign; with a quality, as a JPEG."""
+def _tell(line):
+    tqdm.write(line, file=sys.stderr)
+
+
+def save_photo(pixels, alpha, metadata, path, quality=None):
+    """What `read_photo` returned, or what became of it, as a PNG with the program's sign; with a quality, as a JPEG.
+
+    metadata: None for none.
+    """
     if alpha is not None and quality:  # no JPEG is transparent: over white
         share = alpha[:, :, None] / 255
         pixels = (pixels * share + 255 * (1 - share)).round().astype(np.uint8)
@@ -69,41 +83,89 @@ def save_photo(pixels, alpha, profile, path, quality=None):
     if alpha is not None and not quality:
         image.putalpha(Image.fromarray(alpha))
     with atomic_write(path) as file:
-        if quality:
-            image.save(file, "JPEG", quality=quality, icc_profile=profile, comment=sign("picture"))
-            return
-        text = PngImagePlugin.PngInfo()
-        text.add_text("Software", sign("picture"))
-        image.save(file, "PNG", icc_profile=profile, pnginfo=text)
+        options = save_options(metadata or {}, quality)
+        if pixels.size > LARGE:
+            options["compress_level"] = 1
+        image.save(file, "JPEG" if quality else "PNG", **options)
 
 
-def output_paths(paths, suffix, output=None):
-    """The path that is written for each photo, beside it or in the folder `output`, after check_outputs."""
-    bases = [os.path.join(output, os.path.basename(path)) if output else path for path in paths]
-    written = [os.path.splitext(base)[0] + suffix for base in bases]
-    check_outputs([(path, "picture") for path in written], paths)
-    return written
+def only_colours(metadata):
+    """What of the metadata of a photo holds for a picture that is drawn with its colours."""
+    return {name: metadata[name] for name in COLOURS if name in metadata}
 
 
-def list_files(paths):
-    """[(photo, the same relative to the folder that was named)], of files and of folders, which are walked."""
-    found = []
+def photo_jobs(paths, suffixes, output=None, result=RESULT):
+    """[(photo, what the names of its results begin with, why they cannot be written or None)], of files and folders.
+
+    suffixes: what these names end with. output: the folder for results; None: beside each photo. result: see
+    list_files. Raises UserError where there is no photo.
+    """
+    files = list_files(paths, result)
+    if not files:
+        raise UserError(
+            f"{display_path(paths[0])}: has no photos (looked for {', '.join(EXTENSIONS)}, also in subfolders)"
+        )
+    jobs, taken, sources = [], set(), {os.path.realpath(path) for path, _ in files}
+    for (path, _), base in zip(files, result_bases(files, output)):
+        outputs, problem = {os.path.realpath(base + suffix): base + suffix for suffix in suffixes}, None
+        try:
+            if taken & outputs.keys():
+                raise UserError(f"{display_path(base + suffixes[0])}: two files would be written under this name")
+            check_outputs([(name, "picture") for name in outputs.values()], outputs.keys() & sources)
+            taken |= outputs.keys()
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{display_path(error.filename)}: {error.strerror}; move it or write elsewhere"
+        jobs.append((path, base, problem))
+    return jobs
+
+
+def list_files(paths, result=RESULT):
+    """[(photo, the same relative to the folder that was named)], of files and of folders, which are walked.
+
+    result: matches the names of results, which are left out; of those that are named, if another photo's.
+    """
+    found, ours = [], {}
     for path in paths:
         if not os.path.isdir(path):
             found.append((path, os.path.basename(path)))
+            match = result.match(path)
+            if match and _is_ours(path):
+                ours[path] = match["base"]
             continue
-        for folder, subfolders, files in os.walk(path, onerror=_tell_unread):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            for name in sorted(files):
-                file = os.path.join(folder, name)
-                result = RESULT.search(name) and os.path.isfile(file) and written_by_us(file, "picture")
-                if name.lower().endswith(EXTENSIONS) and not name.startswith(".") and not result:
+        unread = []
+        for file in walk_files(path, _tell_unread):
+            name = file.lower()
+            if name.endswith((*EXTENSIONS, ".gif")):
+                if not (result.search(file) and _is_ours(file)):
                     found.append((file, os.path.relpath(file, path)))
+            elif name.endswith(UNREAD):
+                unread.append(os.path.relpath(file, path))
+        if unread:
+            _tell(f"{display_path(path)}: {left_out(unread)}")
+    bases = {base for path, _ in found if path not in ours for base in (os.path.splitext(path)[0], _with_kind(path))}
+    for path in [path for path, base in ours.items() if base in bases]:
+        _tell(f"{display_path(path)}: left out, a result of before")
+        del ours[path]
+        found = [(file, name) for file, name in found if file != path]
     return list({os.path.realpath(file): (file, name) for file, name in found}.values())
 
 
+def _is_ours(path):
+    with contextlib.suppress(OSError):  # of one that cannot be read
+        return os.path.isfile(path) and written_by_us(path, "picture")
+    return False
+
+
+def _with_kind(path):
+    """What the results of one of two photos are called that differ by their extension alone."""
+    stem, extension = os.path.splitext(path)
+    return f"{stem}_{extension[1:]}"
+
+
 def _tell_unread(error):
-    print(f"main.py: error: {display_path(error.filename)}: left out ({error.strerror})", file=sys.stderr)
+    _tell(f"main.py: error: {display_path(error.filename)}: left out ({error.strerror})")
 
 
 def result_bases(files, output):
@@ -120,6 +182,6 @@ def result_bases(files, output):
             counts[folder] = Counter(os.path.splitext(n.lower())[0] for n in names if n.lower().endswith(EXTENSIONS))
         stem, extension = os.path.splitext(relative if output else path)
         others = counts[folder][os.path.splitext(name)[0].lower()] - name.lower().endswith(EXTENSIONS)
-        stem = f"{stem}_{extension[1:]}" if others > 0 else stem
+        stem = _with_kind(stem + extension) if others > 0 else stem
         bases.append(os.path.join(output, stem) if output else stem)
     return bases

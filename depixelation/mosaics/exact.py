@@ -9,13 +9,16 @@ import numpy as np
 from datasets import means_between, spread_between
 from depixelation.mosaics.area import Area
 from depixelation.mosaics.regions import SMALLEST, region_boxes
+from depixelation.mosaics.shapes import drawn, has_jpeg_lines, line_grids, shape_on_grid, two_tones
 
 MOST = 200  # boxes of a photo, the largest, that are looked at for exact blocks
+MEASURED = 2048  # pixels a side of an area, from its corner, in which the size of its blocks is measured
 GRIDS_TRIED = 3  # in each
 SMALLEST_STEP = 2.5  # grey levels from a block to the next, on average, twice that where chance is near; in gradients 1
 BY_CHANCE = 12  # with fewer constant blocks, small or on JPEG's grid, it may be coincidence
 AROUND = 16  # pixels around a found area in which its exact edges are looked for
 WHOLE_SIDE = 0.1  # pixels by which the fit of a whole number may be off
+MORE = 1.05  # times the pixels of the largest rectangle that a shape must have to be taken for it
 SAME = 0.5  # share of an area that makes it the same as another
 ROUNDING = 0.01  # grey levels by which blocks that are constant seem not to be, in floating point
 
@@ -25,8 +28,8 @@ def estimate_block_size(values):
 
     It is the largest for which the blocks are as constant as for the best one: exactly, or else up to 2 grey levels.
     """
+    values = values[:MEASURED, :MEASURED].astype(np.int64)
     height, width = values.shape[:2]
-    values = values.astype(np.int64)
     square = (values**2).sum()
     sums = np.pad(values.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0), (0, 0)))  # of all above and to the left
     sizes, spreads = range(2, max(height, width) + 1), []
@@ -123,24 +126,32 @@ def find_exact(pixels):
         looked_at.update(boxes)
         before = len(found)
         for box in boxes:
-            area = _largest_exact(pixels, box, free, same)
+            area = _largest_exact(pixels, box, free, same, covered)
             if area:
                 found.append(area)
-                free[area.box()] = covered[area.box()] = False
+                free[area.box()] &= ~area.inside
+                covered[area.box()] &= ~area.inside
         if len(found) == before:  # else there may be more in what is left
             break
     return found
 
 
-def _largest_exact(pixels, box, free, same):
-    """The largest exact Area that begins in a box (top, bottom, left, right), or None. free, same: see exact_area."""
+def _largest_exact(pixels, box, free, same, covered):
+    """The largest exact Area that begins in a box (top, bottom, left, right), or None.
+
+    free, same: see exact_area. covered: which pixels are in constant squares.
+    """
     # Blocks of which a pixel's width is left have no constant square, and lie beside the box.
-    top, bottom, left, right = max(0, box[0] - 1), box[1] + 1, max(0, box[2] - 1), box[3] + 1
+    top, bottom, left, right = int(max(0, box[0] - 1)), box[1] + 1, int(max(0, box[2] - 1)), box[3] + 1
     inside, trials = pixels[top:bottom, left:right], []
+    if not covered[box[0] : box[1], box[2] : box[3]].any():  # found by now
+        return None
     if min(np.count_nonzero(steps > SMALLEST_STEP) for steps in _steps(inside)) < SMALLEST:
         return None
-    for grid in exact_grids(*(neighbours[top:bottom, left:right] for neighbours in same)):
-        area = Area(left, top, right - left, bottom - top, *grid)
+    near = [neighbours[top:bottom, left:right] for neighbours in same]
+    grids = list(dict.fromkeys([*exact_grids(*near), *line_grids(*near, covered[top:bottom, left:right])]))
+    begun = [Area(left, top, inside.shape[1], inside.shape[0], *grid) for grid in grids]
+    for area in begun:
         trials.append(exact_area(pixels, area, 0, free, same))
     for area in list(filter(None, trials)):
         wider = exact_area(pixels, area, max(area.width, area.height), free, same)
@@ -148,12 +159,34 @@ def _largest_exact(pixels, box, free, same):
             area, wider = wider, exact_area(pixels, wider, max(wider.width, wider.height), free, same)
         trials.append(area)
     good = [area for area in trials if area and is_exact(pixels, area) and free[area.box()].all()]
-    largest = max(good, key=lambda area: area.width * area.height, default=None)
-    if largest:
-        least = SMALLEST_STEP * (1 + (_on_jpeg_grid(largest) or np.prod(_whole_blocks(largest)) < BY_CHANCE))
-        if all(steps.sum() > least * np.count_nonzero(steps) for steps in _steps(pixels[largest.box()])):
-            return largest
-    return None
+    largest = max(good, key=lambda area: area.size, default=None)
+    if largest and not is_pixelated(pixels, largest):
+        largest = None
+    shapes = list(filter(None, (shape_on_grid(pixels, area, same, free) for area in begun)))
+    most = max((area.size for area in shapes), default=0)
+    shapes = [area for area in shapes if MORE * area.size >= most]  # parts of a side fit as well as the side
+    shape = max(shapes, key=lambda area: area.block_width * area.block_height, default=None)
+    return shape if shape and (not largest or shape.size > MORE * largest.size) else largest
+
+
+def is_pixelated(pixels, area):
+    """Whether the blocks of an exact area differ as a photo's do: by enough, and in enough colours."""
+    doubtful = _on_jpeg_grid(area) or np.prod(_whole_blocks(area)) < BY_CHANCE
+    least = SMALLEST_STEP * (1 + doubtful)
+    if not all(steps.sum() > least * np.count_nonzero(steps) for steps in _steps(pixels[area.box()])):
+        return False
+    return not is_drawn(pixels, area) and not (doubtful and has_jpeg_lines(pixels, area))
+
+
+def is_drawn(pixels, area):
+    """Whether an area holds blocks that are drawn, not averaged: their pixels have few colours. See `drawn`."""
+    values = pixels[area.box()].astype(np.int64)
+    colours = sum(values[:, :, i] << 8 * i for i in range(values.shape[2]))
+    rows, columns = ((lines[:-1] + lines[1:]) // 2 for lines in area.lines())
+    cells = colours[np.ix_(rows, columns)]
+    if two_tones(values[np.ix_(rows, columns)]):
+        return True
+    return drawn(cells) and len(np.unique(colours[area.inside])) <= 2 * len(np.unique(cells))
 
 
 def _on_jpeg_grid(area):

@@ -1,4 +1,4 @@
-"""Areas to restore, as --depixelate finds them: in pictures of any kind that were stored as any file."""
+"""Samples of areas to restore, as --depixelate finds them, in pictures of any kind and any file format."""
 
 import itertools
 
@@ -8,19 +8,19 @@ from depixelation.mosaics.area import SIDES, Area, pixelate_area
 from depixelation.mosaics.making import Mosaics, draw_average, draw_scale, is_visible, resize, store, stored_before
 from depixelation.mosaics.restoring import CONTEXT, block_values, view_area, working_side
 
-SIDE = 400  # pixels a side of a picture, at most, out of which an area is taken
-EXTENTS = (32, 48, 64)  # of areas with whole blocks, at the scale at which they are restored; up to STEP pixels less
-STEP = 8  # so that all have windows of a few sides, and a batch is restored in few groups
-BLOCKS = 2.5  # a side, at least
+SIDE = 400  # pixels a side, at most, of the picture that an area is taken from
+EXTENTS = (32, 48, 64)  # pixels a side of areas with whole blocks, at the working scale; up to STEP pixels less
+STEP = 8  # small, so that few sides of windows occur and a batch is restored in few groups
+BLOCKS = 2.5  # the least number of blocks a side
 CUT = (0.5, 1.4)  # side of the piece of a photo that a picture is made of, as a multiple of the picture's
-ATTEMPTS = 6  # at an area that can be seen
-CANVAS = 128  # pixels a side of a sample, more than any View of such areas has
+ATTEMPTS = 6  # to make a visible area
+CANVAS = 128  # pixels a side of a sample, more than any View of such areas
 
 
 class FileAreas(Mosaics):
-    """One channel of one area of a picture, seen as a network is to restore it: samples as of `prepare_image`.
+    """Samples as from `prepare_image`: one channel of one area of a picture, as the network is to restore it.
 
-    They are a function of their key, (epoch, i), and the seed; for validation, training False, of i and the seed.
+    Each is a function of its key, (epoch, i), and the seed; for validation (training False), of i and the seed.
     """
 
     def __init__(self, cache, indices, seed, count, training=True, distinct=None):
@@ -44,7 +44,7 @@ class FileAreas(Mosaics):
         pixels, truth = pixels[:, :, channel], truth[:, :, channel]
         view = view_area(pixels, area, block_values(pixels, area)[0])
         known, rest = view.known[0], [(0, 0)]
-        for axis in (1, 2):  # what fills the canvas is copied from known pixels, unless the area is as long as the view
+        for axis in (1, 2):  # pad with copies of known pixels, unless the area is as long as the view
             first, *_, last = known.all(axis=3 - axis)[0]
             missing = CANVAS - known.shape[axis]
             rest.append((missing, 0) if first and not last else (0, missing))
@@ -54,7 +54,7 @@ class FileAreas(Mosaics):
         return inputs.astype(np.uint8), known, truth[~known], self.cache.names[index]
 
     def draw(self, rng, photo):
-        """(a pixelated picture, as it is stored; what it was; its Area; whether that fits the canvas; can be seen)."""
+        """(a pixelated picture, as stored; its original; its Area; whether that fits the canvas, and is visible)."""
         scale = draw_scale(rng, None)
         side = int(round(np.exp(rng.uniform(*np.log(SIDES)))))
         working = working_side(side * scale)
@@ -63,7 +63,7 @@ class FileAreas(Mosaics):
         around = rng.integers(0, 4 * CONTEXT, (2, 2)).clip(max=CONTEXT + 1) * side / working
         first = int(min(SIDE / scale, np.ceil(extents + around.sum(axis=0)).max()))
         extents = np.minimum(extents.round(), first).astype(int)
-        # Where there is less or more room than was drawn: anywhere between.
+        # Where the room differs from the drawn margins, place the area anywhere between.
         ends = np.sort([around[0], first - extents - around[1]], axis=0).clip(0, first - extents).astype(int)
         x, y = rng.integers(ends[0], ends[1] + 1).tolist()
         cut = (0, 0) if rng.random() < 0.6 else rng.integers(0, side, 2).tolist()  # off the first blocks of the grid

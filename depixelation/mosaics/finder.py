@@ -14,28 +14,32 @@ from architectures import UNet
 from depixelation.engine.predictor import Timed
 from depixelation.mosaics.area import AVERAGES, CELL, Area
 from depixelation.mosaics.grid_fit import fit_area
+from depixelation.mosaics.lossy import CLEAR, explained, shape_of, trimmed
 from depixelation.mosaics.regions import PART, SMALLEST, STEPS, THIN, find_regions, region_boxes, split
 
-TILE = 1024  # pixels a side of what the network sees at once, beside MARGIN
-MARGIN = 128  # pixels around it; a multiple of the network's 32
-NEAR = 24  # pixels from an edge within which cells are asked for it
-AGREE = 8  # pixels by which they may differ
-TRUST = 0.6  # share of the cells near an end that see an edge in one place, from which on it may be far away
-DOUBLE = 0.3  # intersection over union of two areas that are the same one
-VOTES = 0.25  # share of the cells on either side of a line that see an edge there, if areas touch
-DIFFER = 2.25  # standard deviations by which the logarithms of blocks' sizes differ in areas that touch
-OCTAVES = 0.2  # at least
-STEADY = 0.05  # added to these deviations, so that steady sizes do not make small differences large
-CERTAIN = 0.72  # times the sensitivity: how far the confidence may be from 1
+TILE = 1024  # pixels a side of what the network sees at once, without MARGIN
+MARGIN = 128  # pixels of context around a tile; a multiple of the network's 32
+NEAR = 24  # pixels from an edge within which cells vote for its place
+AGREE = 8  # pixels by which agreeing votes may differ
+TRUST = 0.6  # share of agreeing votes from which on an edge may lie far from the cells
+DOUBLE = 0.3  # two areas are the same from this intersection over union on
+VOTES = 0.25  # areas touch at a line if more than this share of the cells on either side see an edge there
+DIFFER = 2.25  # standard deviations by which the logarithms of block sizes must differ in touching areas
+OCTAVES = 0.2  # by which they must differ at least
+STEADY = 0.05  # added to these deviations, so that uniform sizes do not inflate small differences
+THRESHOLDS = (0.5, 0.35, 0.2, 0.1, 0.05, 0.01)  # of a cell's chance, one after the other, as the sensitivity grows
+SHAPE = 24  # cells of a region that may be no rectangle
+LEFT_OUT = 0.25  # share of it that rectangles must leave out
+CERTAIN = 0.72  # times the sensitivity: the largest distance of the confidence from 1
 
 
 class MosaicNet(nn.Module):
     """Where a photo is pixelated: (N, 1, H, W) luma in [0, 1], H and W multiples of CELL -> (N, 10, H / 4, W / 4).
 
-    Of each cell of 4x4 pixels: the logit of being in a pixelated area; log2 of the distances to this area's left, top,
+    For each cell of 4x4 pixels: the logit of being in a pixelated area; log2 of the distances to this area's left, top,
     right and bottom edges (see `log_distance`), as in FCOS (Tian et al. 2019) and EAST (Zhou et al. 2017); log2 of the
-    blocks' width and height; logits of the AVERAGES, which only training uses, as restoring tells more of them. A U-Net
-    at a quarter of the resolution sees all pixels of each cell, and the differences between neighbours.
+    blocks' width and height; logits of the AVERAGES, used in training only, as restoring recognises them better.
+    A U-Net at a quarter of the resolution sees all pixels of each cell, and the differences between neighbours.
     """
 
     def __init__(self, channels=(32, 40, 64, 64), blocks=(1, 1, 1, 2)):
@@ -50,8 +54,10 @@ class MosaicNet(nn.Module):
 
 
 def predict_cells(predictor, luma):
-    """A MosaicNet's view of a whole photo, (H, W) uint8, tile by tile: (10, ceil(H / 4), ceil(W / 4)) float16 as of
-    MosaicNet, but the first, of being in a pixelated area, is a probability."""
+    """Run a MosaicNet on a whole photo, (H, W) uint8, tile by tile: (10, ceil(H / 4), ceil(W / 4)) float16.
+
+    The channels are those of MosaicNet, but the first, of being in a pixelated area, is a probability.
+    """
     height, width = luma.shape
     padded = np.pad(luma, ((0, -height % CELL), (0, -width % CELL)), "edge")
     cells = np.empty((7 + len(AVERAGES), padded.shape[0] // CELL, padded.shape[1] // CELL), dtype=np.float16)
@@ -68,14 +74,14 @@ def predict_cells(predictor, luma):
 
 
 class Cells(NamedTuple):
-    """Cells that lie in one area, or seem to: what the network says of each, (10, n), and their middles, (2, n), x and
-    y in pixels, float32."""
+    """Cells that seem to lie in one area. seen: the network's output for each, (10, n). middles: their places, (2, n),
+    x and y in pixels. Both float32."""
 
     seen: np.ndarray
     middles: np.ndarray
 
     def edges(self, axis):
-        """Where each cell sees the first and the last edge of its area along an axis (0: x), in pixels: (n,) each."""
+        """The first and the last edge of its area along an axis (0: x) that each cell sees, in pixels: (n,) each."""
         first, last = 2.0 ** self.seen[1 + axis] - 2, 2.0 ** self.seen[3 + axis] - 2
         return self.middles[axis] - first, self.middles[axis] + last
 
@@ -85,19 +91,22 @@ class Cells(NamedTuple):
 
 def find_cells(cells, threshold):
     """The Cells of each area that the network sees in `predict_cells`' output."""
-    groups = []
+    return [part for region in regions_of(cells, threshold) for part in cut(region)]
+
+
+def regions_of(cells, threshold):
+    """The Cells of each connected region in which the network sees one area or several."""
     for rows, starts, ends in find_regions(cells[0] > threshold):
         if (ends - starts).sum() >= PART:
             y = np.repeat(rows, ends - starts)
             x = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends)])
             middles = (np.stack([x, y]) * CELL + CELL / 2).astype(np.float32)
-            groups += cut(Cells(cells[:, y, x].astype(np.float32), middles))
-    return groups
+            yield Cells(cells[:, y, x].astype(np.float32), middles)
 
 
 def cut(cells):
-    """A region's Cells, cut where areas touch: along lines that those on both sides of them see as their edge, or else
-    where the sizes of blocks differ, or else where its outline has a step."""
+    """Cut a region's Cells where areas touch: along lines that the cells on both sides see as their edge, else where
+    block sizes differ, else where the outline has a step."""
     best, parts = VOTES, None
     for axis in (0, 1):
         middles, (first, last) = cells.middles[axis], cells.edges(axis)
@@ -123,9 +132,9 @@ def cut(cells):
 
 
 def _by_size(cells):
-    """A region's Cells, cut along the line on both sides of which blocks are of different sizes; None if there is none.
+    """Masks of a region's Cells on either side of a line at which block sizes change; None without one.
 
-    That with the largest difference of the means, in standard deviations within both parts.
+    It is the line with the largest difference of the means, in standard deviations within both parts.
     """
     sizes, best, parts = cells.seen[5:7].mean(axis=0), DIFFER, None
     for middles in cells.middles:
@@ -147,8 +156,9 @@ def _by_size(cells):
 def outline(cells):
     """((top, bottom, left, right), share, filled) of an area's Cells.
 
-    Its box, in pixels, float: where the cells near an end see the edge, also far from them if most agree, as blocks may
-    be hardly visible up to there; how many agree; the share that cells have of the box, without what is far from them.
+    The box, float pixels, ends where the cells near each end see the edge. This may be far from them if most agree, as
+    blocks may be hardly visible up to there. share: of the cells that agree. filled: how well the cells fill the box,
+    without its parts far from them; 1 is best.
     """
     ends, shares, spans = [], [], []
     for axis in (1, 0):
@@ -174,8 +184,8 @@ class Finder(Timed):
     """Finds a photo's pixelated areas: finder(pixels) -> a list of Area."""
 
     def __init__(self, predictor, fit=True, sensitivity=0.5):
-        """predictor: of a MosaicNet. sensitivity: in (0, 1); higher finds more areas, false ones too. fit: False takes
-        the network's word for edges and grids."""
+        """predictor: of a MosaicNet. sensitivity: in (0, 1); higher finds more areas, false ones too. fit: False keeps
+        the network's edges and grids."""
         self.predictor, self.fit, self.sensitivity = predictor, fit, sensitivity
 
     @property
@@ -188,28 +198,67 @@ class Finder(Timed):
             return [area for area in self.candidates(pixels) if area.confidence > self.least]
 
     def candidates(self, pixels):
-        """Areas of any confidence."""
+        """Areas of any confidence; with more sensitivity, the same and more."""
         luma = to_luma(pixels)
+        cells, areas = predict_cells(self.predictor, luma), []
+        chance = cells[0].repeat(CELL, axis=0).repeat(CELL, axis=1)[: luma.shape[0], : luma.shape[1]]
+        for threshold in THRESHOLDS:
+            if areas and threshold < 1 - self.sensitivity:
+                break
+            more = []
+            for region in regions_of(cells, threshold):
+                parts = [part for part in (self._rectangle(pixels, luma, each) for each in cut(region)) if part]
+                shape = self._shape(pixels, luma, region, parts) if self.fit else None
+                more += [shape] if shape else parts
+            more = [area for area in _without_doubles(more) if all(area.overlap(one) < DOUBLE for one in areas)]
+            areas += [trimmed(pixels, area, chance) for area in more] if self.fit else more
+            if threshold <= 1 - self.sensitivity:
+                break
+        return areas
+
+    def _rectangle(self, pixels, luma, cells):
+        """The Area of an area's Cells, or None."""
         height, width = luma.shape
-        areas = []
-        for cells in find_cells(predict_cells(self.predictor, luma), 1 - self.sensitivity):
-            (top, bottom, left, right), share, filled = outline(cells)
-            top, bottom = (int(np.clip(round(end), 0, height)) for end in (top, bottom))
-            left, right = (int(np.clip(round(end), 0, width)) for end in (left, right))
-            guess = 2.0 ** np.median(cells.seen[5:7], axis=1)
-            area = Area(left, top, right - left, bottom - top, *guess.tolist())
-            chance = float(cells.seen[0].mean()) * share * filled
-            if min(area.width, area.height) < SMALLEST:
-                continue
-            area = fit_area(luma, (top, bottom, left, right), tuple(guess)) if self.fit else area
-            if area is not None:
-                chance *= (min(area.block_width, area.block_height) / max(area.block_width, area.block_height)) ** 0.5
-                areas.append(replace(area, confidence=float(chance)))
-        return _without_doubles(areas)
+        (top, bottom, left, right), share, filled = outline(cells)
+        top, bottom = (int(np.clip(round(end), 0, height)) for end in (top, bottom))
+        left, right = (int(np.clip(round(end), 0, width)) for end in (left, right))
+        guess = 2.0 ** np.median(cells.seen[5:7], axis=1)
+        area = Area(left, top, right - left, bottom - top, *guess.tolist())
+        if min(area.width, area.height) < SMALLEST:
+            return None
+        chance = float(cells.seen[0].mean()) * share * filled
+        if self.fit:
+            area = fit_area(luma, (top, bottom, left, right), tuple(guess))
+            if area is None:
+                return None
+            if explained(pixels, area) < CLEAR * area.size:  # blocks may not be square, as the network takes them to be
+                other = fit_area(luma, (top, bottom, left, right))
+                area = max(filter(None, (area, other)), key=lambda each: explained(pixels, each))
+        chance *= (min(area.block_width, area.block_height) / max(area.block_width, area.block_height)) ** 0.5
+        return replace(area, confidence=float(chance))
+
+    @staticmethod
+    def _shape(pixels, luma, region, parts):
+        """The Area of a region that is no rectangle, if the sure ones of its parts leave much of it out; or None."""
+        x, y = (region.middles / CELL).astype(np.int64)
+        if len(x) < SHAPE:
+            return None
+        member = np.zeros((-(-luma.shape[0] // CELL), -(-luma.shape[1] // CELL)), dtype=bool)
+        member[y, x] = True
+        left = member.copy()
+        for area in parts:
+            if area.confidence > 1 - CERTAIN / 2:
+                place = [(start // CELL, -(-(start + length) // CELL)) for start, length in (
+                    (area.y, area.height), (area.x, area.width))]
+                left[slice(*place[0]), slice(*place[1])] = False
+        if left.sum() < LEFT_OUT * member.sum():
+            return None
+        shape = shape_of(pixels, luma, member, tuple(2.0 ** np.median(region.seen[5:7], axis=1)))
+        return replace(shape, confidence=shape.confidence**0.5 * float(region.seen[0].mean())) if shape else None
 
 
 def _without_doubles(areas):
-    """The areas without those of which another, with more confidence, is about the same: parts may see all of one."""
+    """Drop areas that duplicate a more confident one: several parts of an area may each see all of it."""
     kept = []
     for area in sorted(areas, key=lambda area: -area.confidence):
         if all(area.overlap(other) < DOUBLE for other in kept):
@@ -218,7 +267,7 @@ def _without_doubles(areas):
 
 
 class FlatFinder(Timed):
-    """The classical baseline, without a network: regions of little difference to neighbours that have a grid."""
+    """The classical baseline without a network: flat regions that fit a grid."""
 
     def __call__(self, pixels):
         with self.timed():
@@ -229,7 +278,7 @@ class FlatFinder(Timed):
             closed = Image.fromarray(quiet.astype(np.uint8) * 255)
             closed = closed.filter(ImageFilter.MaxFilter(5)).filter(
                 ImageFilter.MinFilter(5)
-            )  # over the lines between blocks
+            )  # closes the lines between blocks
             areas = [fit_area(luma, box) for box in region_boxes(np.asarray(closed) > 0)]
             return [area for area in areas if area and area.confidence > 0.5]
 

@@ -10,17 +10,18 @@ from depixelation.mosaics.regions import SMALLEST
 
 SIDE_RANGE = (SIDES[0] * SCALES[0], SIDES[1] * SCALES[1])
 CAP = 24.0  # grey levels: larger differences between neighbours count as these
-ENOUGH = 0.9  # of the best score: the smallest side that has it is taken, as multiples of a side fit almost as well
-WHOLE = 0.97  # of the best score: a whole number of pixels that has it is taken
+ENOUGH = 0.9  # share of the best score at which the smallest side wins, as multiples of a side fit almost as well
+WHOLE = 0.97  # share of the best score at which a whole number of pixels wins
 
 
 def fit_grid(profile, guess=None):
     """(side, phase, strength) of the regular lines in a profile: differences between a pixel and the next.
 
-    profile: (n - 1,) float for n pixels. guess: about the side, within a quarter; else all of SIDE_RANGE are tried.
-    strength: how far the lines stand out, 0 to 1. A line at phase p lies between pixels p - 1 and p. The measure, for
-    each side and phase: the mean on the lines less that of all others, over its standard error; multiples of the side
-    have fewer lines, and parts of it lines where there are none. None where no two lines fit in.
+    profile: (n - 1,) float for n pixels. guess: the side, within a quarter; without it, all of SIDE_RANGE are tried.
+    strength: how far the lines stand out, 0 to 1. A line at phase p lies between pixels p - 1 and p. The score of a
+    side and phase is the mean on the lines minus that elsewhere, over its standard error. Multiples of the true side
+    score less because they have fewer lines, fractions because some of their lines are not there. Returns None where
+    no two lines fit in.
     """
     length = len(profile) + 1
     low, high = (guess / 1.25, guess * 1.25) if guess else SIDE_RANGE
@@ -36,7 +37,7 @@ def fit_grid(profile, guess=None):
     while side <= high:
         trials.append(_comb(smooth, side))
         side += step(side)
-    if not guess:  # the smallest side that is good enough, as its multiples fit almost as well
+    if not guess:  # see ENOUGH
         enough = ENOUGH * max(trials).score
         first = next(trial.side for trial in trials if trial.score >= enough)
         trials = [trial for trial in trials if first <= trial.side <= 1.1 * first]
@@ -44,13 +45,13 @@ def fit_grid(profile, guess=None):
     reach = step(best.side)
     best = max(_comb(smooth, side) for side in np.linspace(best.side - reach, best.side + reach, 13))
     whole = _comb(smooth, float(max(2, round(best.side))))
-    if abs(whole.side - best.side) <= 2 * reach and whole.score >= WHOLE * best.score:  # it was not scaled
+    if abs(whole.side - best.side) <= 2 * reach and whole.score >= WHOLE * best.score:  # the photo was not scaled
         best = whole
     return (best.side, best.phase, max(0.0, (best.on - best.off) / (best.on + best.off))) if best.on > 0 else None
 
 
 class Comb(NamedTuple):
-    """Regular lines: how well they fit a profile, by which they are compared, and its mean on them and elsewhere."""
+    """Regular lines: their score, which comes first to compare them; the profile's mean on them and elsewhere."""
 
     score: float
     side: float
@@ -77,7 +78,7 @@ def _comb(profile, side):
 
 
 def fit_area(luma, box, guess=None):
-    """The Area of a box (top, bottom, left, right), its grid fitted, or None. guess: blocks' (width, height)."""
+    """Fit the Area of a box (top, bottom, left, right); None without a grid. guess: blocks' (width, height)."""
     top, bottom, left, right = box
     if bottom - top < SMALLEST or right - left < SMALLEST:
         return None
@@ -94,7 +95,7 @@ def fit_area(luma, box, guess=None):
 
 
 def _snap(area, shape):
-    """The area with edges moved onto near lines of its grid, and phases to match."""
+    """Move the area's edges onto nearby lines of its grid, and adjust the phases."""
     moved = []
     for start, length, side, phase, total in (
         (area.x, area.width, area.block_width, area.phase_x, shape[1]),

@@ -1,4 +1,4 @@
-"""Pictures with pixelated areas of all kinds that programs make, at known places: to train and to measure on."""
+"""Makes pictures with pixelated areas at known places, of all kinds that programs produce, to train and measure on."""
 
 import io
 
@@ -11,16 +11,16 @@ from depixelation.images.synthetic import synthetic_colour_image
 from depixelation.mosaics.area import AVERAGES, CELL, SCALES, SIDES, Area, pixelate_area
 
 FORMATS = {"PNG": None, "JPEG 95": (95, 0), "JPEG 80": (80, 2), "scaled JPEG 80": (80, 2)}  # quality, subsampling
-VISIBLE = 3.0  # grey levels of change along each edge of an area: of less, as in a clear sky, nothing is to be seen
+VISIBLE = 3.0  # grey levels of change along each edge of an area; less, as in a clear sky, is invisible
 LARGE = 10_000  # pixels of an area; smaller ones have more weight in training
-REACH = 128  # pixels from which on one edge is as far as any other to the finder
+REACH = 128  # pixels; the finder does not distinguish edges beyond
 
 
 def compress(pixels, quality, subsampling):
     """(H, W, C) uint8 after a JPEG of this quality (1 to 100) and chroma subsampling (0: 4:4:4, 2: 4:2:0)."""
     file = io.BytesIO()
     _to_image(pixels).save(file, "JPEG", quality=quality, subsampling=subsampling)
-    return np.asarray(Image.open(file)).reshape(pixels.shape)
+    return np.asarray(Image.open(file, formats=["JPEG"])).reshape(pixels.shape)
 
 
 def _to_image(pixels):
@@ -31,9 +31,10 @@ def _to_image(pixels):
 
 
 def draw_areas(rng, pixels, count, skew=1.0):
-    """Pixelate up to `count` random areas of a picture, in place; they may touch, but not overlap: a list of Area.
+    """Pixelate up to `count` random areas of a picture, in place. Returns a list of Area.
 
-    Each can be seen: along every edge, the outer blocks differ from what was there. skew: above 1, more small blocks.
+    They may touch, but not overlap. Each is visible: its outer blocks differ from the original along every edge.
+    skew: above 1, more small blocks.
     """
     (height, width), areas = pixels.shape[:2], []
     for _ in range(6 * count):
@@ -44,7 +45,7 @@ def draw_areas(rng, pixels, count, skew=1.0):
         blocks = np.exp(rng.uniform(np.log(3), np.log(24), 2))
         extent = [int(min(max(12, n * side), length)) for n, length in zip(blocks, (width, height))]
         x, y = (int(rng.integers(0, length - n + 1)) for n, length in zip(extent, (width, height)))
-        if areas and rng.random() < 0.3:  # it touches the last one
+        if areas and rng.random() < 0.3:  # touch the last one
             x, y = areas[-1].x + areas[-1].width, areas[-1].y
         if x + extent[0] > width or y + extent[1] > height:
             continue
@@ -61,7 +62,7 @@ def draw_areas(rng, pixels, count, skew=1.0):
 
 
 def draw_average(rng):
-    """One of AVERAGES."""
+    """Draw one of AVERAGES."""
     return AVERAGES[int(rng.choice(3, p=(0.5, 0.3, 0.2)))]
 
 
@@ -74,7 +75,7 @@ def is_visible(before, after, side):
 
 
 def draw_distractor(rng, side):
-    """A picture that looks pixelated and is not, (side, side, 3) uint8: pixel art, a screen, a wall of tiles."""
+    """Draw a picture that looks pixelated but is not, (side, side, 3) uint8: pixel art, a screen, a wall of tiles."""
     kind, unit = rng.integers(4), int(rng.integers(3, 13))
     if kind == 0:  # letters of hard-edged dots
         small = -(-side // unit)
@@ -109,10 +110,7 @@ def draw_distractor(rng, side):
 
 
 class Mosaics(Dataset):
-    """Pictures with known pixelated areas, made of a cache of photos in colour (see datasets.CachedCrops).
-
-    `source` and `make` are what kinds of datasets share.
-    """
+    """Base class: pictures with known pixelated areas, from a cache of photos in colour (see datasets.CachedCrops)."""
 
     def __init__(self, cache, indices, seed):
         self.cache, self.indices, self.seed = cache, indices, seed
@@ -150,32 +148,32 @@ class Mosaics(Dataset):
 
 
 def draw_scale(rng, file):
-    """By how much a picture is scaled after it was pixelated; file: a key of FORMATS, or None for any in between."""
+    """Draw a picture's scale after it was pixelated. file: a key of FORMATS, or None for any in between."""
     scale = float(np.exp(rng.uniform(*np.log(SCALES)))) if file == "scaled JPEG 80" else 1.0
     return float(np.exp(rng.uniform(*np.log(SCALES)))) if file is None and rng.random() < 0.4 else scale
 
 
 def stored_before(rng, pixels):
-    """The pixels, maybe as they are after a JPEG: photos have been such before they are pixelated."""
+    """The pixels, now and then after JPEG compression: photos are often JPEGs before they are pixelated."""
     return compress(pixels, int(rng.integers(20, 96)), int(rng.choice((0, 2)))).copy() if rng.random() < 0.3 else pixels
 
 
 def resize(rng, side, *pictures):
-    """Pictures, (H, W, 3) uint8, all scaled alike to this side."""
+    """Scale pictures, (H, W, 3) uint8, to this side, all with the same random filter."""
     kind = Image.Resampling.BICUBIC if rng.random() < 0.5 else Image.Resampling.BILINEAR
     return [np.asarray(Image.fromarray(pixels).resize((side, side), kind)) for pixels in pictures]
 
 
 def store(rng, pixels, file):
-    """The pixels as they are in such a file; file: as of draw_scale."""
+    """The pixels after storage in such a file. file: see draw_scale."""
     lossy = FORMATS[file] if file else (int(rng.integers(60, 101)), int(rng.choice((0, 2))))
     return compress(pixels, *lossy) if lossy and (file or rng.random() < 0.7) else pixels
 
 
 class MosaicCrops(Mosaics):
-    """Training samples: a function of their key (epoch, i) and of the seed.
+    """Training samples, each a function of its key (epoch, i) and the seed.
 
-    luma, (1, S, S) uint8; and of its cells of CELL pixels a side, n = S / CELL: covered, (1, n, n) float32, the share
+    luma, (1, S, S) uint8; and for its cells of CELL pixels a side, n = S / CELL: covered, (1, n, n) float32, the share
     that is pixelated; grids, (6, n, n) float32, log2 of the distances from the cell's middle to the area's left, top,
     right and bottom edge (see `log_distance`) and of the blocks' width and height, 0 outside; averages, (n, n) int64,
     the index of the average, -1 outside; weights, (1, n, n) float32, larger in small areas.
@@ -220,14 +218,14 @@ class MosaicCrops(Mosaics):
 
 
 def log_distance(distance):
-    """log2 of a distance in pixels, 2 more than it is, and REACH at most; so small ones matter most."""
+    """log2(distance + 2), the distance in pixels and at most REACH, so that small ones matter most."""
     return np.log2(np.clip(distance, 0, REACH) + 2)
 
 
 class MosaicPhotos(Mosaics):
     """Pictures to measure on: item i is (pixels, (SIDE, SIDE, 3) uint8; areas; file, a key of FORMATS).
 
-    They are a function of i and the seed; each format is as frequent, and every fifth picture has no area.
+    It is a function of i and the seed. All formats are equally frequent, and every fifth picture has no area.
     """
 
     SIDE = 384
@@ -243,7 +241,7 @@ class MosaicPhotos(Mosaics):
         return *self._make(i, True), list(FORMATS)[i % len(FORMATS)]
 
     def truth(self, i):
-        """Item i as it was before it was pixelated, scaled and stored alike."""
+        """Item i without pixelation, but scaled and stored in the same way."""
         return self._make(i, False)[0]
 
     def _make(self, i, mosaic):

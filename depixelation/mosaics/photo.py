@@ -1,12 +1,14 @@
 """A photo's way: find its pixelated areas, restore them. A PhotoResult comes back; nothing is written here."""
 
 from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 
 from depixelation.mosaics.area import Area
-from depixelation.mosaics.exact import SAME, exact_area, find_exact
-from depixelation.mosaics.restoring import block_values, parts_of, restore_area
+from depixelation.mosaics.exact import SAME, exact_area, find_exact, is_drawn, is_pixelated
+from depixelation.mosaics.lossy import explained
+from depixelation.mosaics.restoring import CONTEXT, block_values, parts_of, restore_area, working_side
 
 
 @dataclass
@@ -19,17 +21,26 @@ class PhotoResult:
 
 
 def find_areas(finder, pixels):
-    """The pixelated Areas of a photo: what a file has kept to the bit, and what a Finder (or None) finds beside it."""
-    seen, areas = finder.candidates(pixels) if finder else [], find_exact(pixels)
+    """The pixelated Areas of a photo: what a file has kept to the bit, and what a Finder (or None) finds beside it.
+
+    Where both see one, that counts which explains more pixels.
+    """
+    seen, exact = finder.candidates(pixels) if finder else [], find_exact(pixels)
     found = [area for area in seen if area.confidence > finder.least]
     for area in filter(None, (exact_area(pixels, area) for area in seen)):  # no doubt is left where blocks are exact
-        if not any(area.overlap(other) for other in areas):
-            areas.append(area)
-    for i, area in enumerate(areas):  # which the finder knows more of
+        if is_pixelated(pixels, area) and not any(area.overlap(other) for other in exact):
+            exact.append(area)
+    found = [area for area in found if not is_drawn(pixels, area)]
+    for area in found:  # parts of a larger one whose blocks are of fractional size, or rough
+        inside = [each for each in exact if each.share_in(area) >= SAME and each.size < SAME * area.size]
+        if inside and explained(pixels, area) > sum(each.size for each in inside):
+            exact = [each for each in exact if not any(each is one for one in inside)]
+    for i, area in enumerate(exact):  # which the finder knows more of
         same = max(found, key=area.overlap, default=None)
         if same and area.overlap(same) >= SAME:
-            areas[i] = replace(area, confidence=same.confidence)
-    return areas + [a for a in found if all(max(a.share_in(b), b.share_in(a)) < SAME for b in areas)]
+            exact[i] = replace(area, confidence=same.confidence)
+    beside = [a for a in found if all(max(a.share_in(b), b.share_in(a)) < SAME for b in exact)]
+    return exact + beside
 
 
 def restore_photo(pixels, areas, accurate, realistic=None, detects_average=True):
@@ -47,6 +58,14 @@ def restore_photo(pixels, areas, accurate, realistic=None, detects_average=True)
     return PhotoResult(known, likely, restored)
 
 
+def surroundings(area):
+    """The part of a photo, as slices, that restoring an Area looks at. All of a large one would take long to copy."""
+    sides = area.block_width, area.block_height
+    margin = ceil((CONTEXT + 4) * max(sides) / working_side(sum(sides) / 2) + 2 * max(sides))
+    place = ((area.y, area.height), (area.x, area.width))
+    return tuple(slice(max(0, start - margin), start + length + margin) for start, length in place)
+
+
 def restore_areas(predictor, pixels, areas):
     """(the photo with all areas restored, those with the smallest blocks first; the areas, with how they most likely
     were averaged; whether that is sure, for each)."""
@@ -54,9 +73,11 @@ def restore_areas(predictor, pixels, areas):
     order = sorted(range(len(areas)), key=lambda i: areas[i].block_width * areas[i].block_height)
     parts = [(i, part) for i in order for part in parts_of(areas[i])]
     blocks = [block_values(pixels, part) for _, part in parts]  # before any is restored: areas may overlap
+    pixels = pixels.copy()
     for (i, part), values in zip(parts, blocks):
-        known = likely[i].average
-        pixels, average, certain = restore_area(predictor, pixels, replace(part, average=known), values)
+        known, window = likely[i].average, surroundings(part)
+        inside = replace(part, x=part.x - window[1].start, y=part.y - window[0].start, average=known)
+        pixels[window], average, certain = restore_area(predictor, pixels[window], inside, values)
         if known is None:  # then an area's other parts are restored as its first one
             likely[i], sure[i] = replace(likely[i], average=average), certain
     return pixels, likely, sure

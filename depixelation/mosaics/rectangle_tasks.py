@@ -1,4 +1,4 @@
-"""What the tasks share that restore one pixelated rectangle of an image: their data, loss, measures and tables."""
+"""Shared by the tasks that restore one pixelated rectangle of an image: data, loss, measures and tables."""
 
 import os
 from dataclasses import dataclass
@@ -52,14 +52,14 @@ class RestorationConfig(AdversarialConfig):
 
 @dataclass(frozen=True)
 class RestorationEvaluateOptions(RealismOptions, EvaluateOptions):
-    """Of --evaluate: realism is measured, too."""
+    """Options of --evaluate, realism included."""
 
 
 def training_loss(kind, predictions, images, known_arrays):
-    """In grey levels (of 255). rmse: mean over images of the RMSE; mse: mean over all unknown pixels, squared levels.
+    """The loss in grey levels (of 255). rmse: mean of the images' RMSE; mse: mean over unknown pixels, squared levels.
 
     predictions and images: (N, 1, H, W) float in [0, 1]; known_arrays: bool, False where the loss is taken. Returns the
-    loss and the number of images or pixels that it is the mean of.
+    loss and the number of images or pixels that it averages.
     """
     if kind == "mse":
         loss, count = F.mse_loss(predictions[~known_arrays] * 255, images[~known_arrays] * 255), (~known_arrays).sum()
@@ -70,7 +70,7 @@ def training_loss(kind, predictions, images, known_arrays):
 
 
 def random_view(network):
-    """The keyword argument by which a network sees a batch in a random symmetry, where it knows them."""
+    """The keyword argument with which a network sees a batch in a random symmetry; empty if it has no VIEWS."""
     return {"views": torch.randint(len(network.VIEWS), (1,)).tolist()} if hasattr(network, "VIEWS") else {}
 
 
@@ -113,7 +113,7 @@ class RectangleTask(Task):
         return {"IdentityModel": IdentityModel().eval()}
 
     def measure(self, predictors, dataset, keep_outputs=False):
-        """details: (N, 2), the block size, as it can be recovered, and the rectangle's area in pixels."""
+        """details: (N, 2), the recovered block size and the rectangle's area, in pixels."""
         errors, geometry, sample, outputs = [], [], [], []
         started = [predictor.seconds for predictor in predictors]
         wanted = set(range(0, len(dataset), max(1, len(dataset) // 8)))
@@ -179,7 +179,7 @@ class RestorationTask(Adversarial, RectangleTask):
         return self.generator_loss(loss, predictions, truth, inputs, unknown), count
 
     def predictor(self, network, trained_with, precision, options):
-        """The mean over views of the input, unless the network was trained to look real: a mean looks less so."""
+        """Averages over views of the input, unless the network was trained to look real: averages look less real."""
         if trained_with.adversarial:
             options = ModelOptions(views=1)
         return super().predictor(network, trained_with, precision, options)

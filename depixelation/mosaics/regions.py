@@ -4,10 +4,10 @@ import numpy as np
 
 SMALLEST = 6  # pixels a side; smaller areas are not looked for
 UNEVEN = 0.06  # share of a region by which it may differ from a rectangle
-GAIN = 0.5  # share of what differs that may be left after a cut
-STEPS = 12  # in a region's outline, at which cuts are tried
-THIN = 0.35  # share of the longest row or column of a region below which one is an outgrowth
-PART = 4  # cells; a smaller part of a region is none
+GAIN = 0.5  # share of this difference that may remain after a cut
+STEPS = 12  # largest steps in a region's outline, at which cuts are tried
+THIN = 0.35  # rows or columns below this share of a region's longest one are outgrowths
+PART = 4  # cells; smaller parts of a region are discarded
 
 
 def find_regions(mask):
@@ -39,10 +39,18 @@ def find_regions(mask):
     return [(rows[group], starts[group], ends[group]) for group in groups]
 
 
-def region_boxes(mask):
-    """Yield (top, bottom, left, right) of the rectangles that the regions of a mask are made of.
+def as_mask(region, shape):
+    """One of find_regions' regions as a bool mask of this shape."""
+    mask = np.zeros(shape, dtype=bool)
+    for row, start, end in zip(*region):
+        mask[row, start:end] = True
+    return mask
 
-    Those of large regions that fill their box come first.
+
+def region_boxes(mask):
+    """Yield (top, bottom, left, right) of the rectangles that make up the regions of a mask.
+
+    Large regions that fill their box come first.
     """
     regions = []
     for rows, starts, ends in find_regions(mask):
@@ -59,7 +67,7 @@ def region_boxes(mask):
 
 
 def split(region):
-    """A region, (h, w) bool, as a list of such: cut at the steps of its outline, as long as that makes rectangles."""
+    """Cut a region, (h, w) bool, at steps of its outline, as long as that makes rectangles; a list of regions."""
     differs = _unlike_box(region)
     best, parts = GAIN * differs, None
     for axis in (0, 1) if differs > max(PART, UNEVEN * region.sum()) else ():
@@ -73,7 +81,7 @@ def split(region):
 
 
 def _unlike_box(region):
-    """How many pixels of a region and its trimmed box are in one of them alone."""
+    """How many pixels lie in a region or in its trimmed box, but not in both."""
     box = _trim(region)
     if box is None:
         return 0

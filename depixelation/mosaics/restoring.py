@@ -10,7 +10,7 @@ from PIL import Image
 
 from datasets import SIZE_RANGE, means_between, spread_between
 from depixelation.engine.restoration import to_inputs
-from depixelation.mosaics.area import AVERAGES, LIGHT, averaged, from_light, to_light
+from depixelation.mosaics.area import AVERAGES, INNER, LIGHT, averaged, from_light, to_light
 from depixelation.mosaics.exact import BY_CHANCE
 
 WORKING_SIZE = 12  # of larger blocks at the scale at which they are restored
@@ -18,7 +18,18 @@ LARGEST = 1536  # pixels a side, at that scale, of what is restored at once
 CONTEXT = 24  # pixels around the area that a network sees, at that scale
 AT_ONCE = 2**19  # pixels at that scale up to which all channels are restored together
 SURE = 0.6  # an average is detected if its error is at most this share of the second smallest
-INNER = 0.6  # share of a block's side, in its middle, that files and scaling hardly blur
+TOLD = 0.3  # share of a block in the mask from which on the rest of it tells of it
+FAR = 3.0  # times the mean step between blocks: farther off, something is drawn over the block
+USUAL = 0.8  # times the mean step between blocks: how far pixels in the mask may be from their block's value
+
+
+def masked_means(values, lines, mask):
+    """As means_between, but of the pixels in a mask alone, (H, W) bool or None; of all where a block has none there."""
+    if mask is None:
+        return means_between(values, *lines)
+    share = means_between(mask, *lines)[:, :, None]
+    inside = means_between(values * mask[:, :, None], *lines)
+    return np.where(share > 0, inside / np.where(share > 0, share, 1), means_between(values, *lines))
 
 
 def block_values(pixels, area):
@@ -27,19 +38,67 @@ def block_values(pixels, area):
     The mean of each block's inner part, and the deviation of single pixels from it, which is 0 where the file has kept
     the blocks as they were.
     """
-    values, (rows, columns) = pixels[area.box()], area.lines()
-    inner = []
+    values, (rows, columns), mask = pixels[area.box()], area.lines(), area.mask
+    whole, inside = masked_means(values, (rows, columns), mask), area.inside
+    if np.array_equal(spread_between(whole, rows, columns)[inside], values[inside]):
+        return whole, 0.0
+    used, edges = [], []
     for lines in (rows, columns):
         margins = np.floor(np.diff(lines) * (1 - INNER) / 2).astype(np.int64)
-        inner.append((lines[:-1] + margins, lines[1:] - margins))
-    whole = means_between(values, rows, columns)
-    if np.array_equal(spread_between(whole, rows, columns), values):
-        return whole, 0.0
-    used = [np.concatenate([np.arange(a, b) for a, b in zip(*ends)]) for ends in inner]
-    edges = [np.concatenate([[0], np.cumsum(ends[1] - ends[0])]) for ends in inner]
-    middle = values[np.ix_(*used)]
-    means = means_between(middle, *edges)
-    return means, float(np.sqrt(np.mean((middle - spread_between(means, *edges)) ** 2)))
+        starts, ends = lines[:-1] + margins, lines[1:] - margins
+        used.append(np.concatenate([np.arange(a, b) for a, b in zip(starts, ends)]))
+        edges.append(np.concatenate([[0], np.cumsum(ends - starts)]))
+    middle, inner = values[np.ix_(*used)], inside[np.ix_(*used)]
+    means = masked_means(middle, edges, inner)
+    off = (middle - spread_between(means, *edges))[inner]
+    means = np.where(means_between(inner, *edges)[:, :, None] > 0, means, whole)  # nothing of its middle is inside
+    return means, float(np.sqrt(np.mean(off**2))) if off.size else 0.0
+
+
+def unknown_values(pixels, area, cells, tolerance):
+    """(area, values, tolerances): what is unknown, and its mean in each block, (rows, columns, C).
+
+    Blocks that the mask cuts may have been averaged as a whole, before: then the pixels outside, which are known, tell
+    more of those inside. That is so where it makes those differ from the block's value no more than blocks do. Else
+    something is drawn over them, and all of the block is unknown.
+    """
+    loose = np.full((*cells.shape[:2], 1), tolerance)
+    if area.mask is None:
+        return area, cells, loose
+    lines, grid = area.lines(), []
+    for edges, side, phase, start, total in zip(
+        lines, (area.block_height, area.block_width), (area.phase_y, area.phase_x), (area.y, area.x), pixels.shape
+    ):  # blocks that the box cuts go on beyond it
+        first = start + phase - side if np.rint(phase) > 0 else start + phase
+        ends = np.rint(first + side * np.arange(len(edges))).astype(np.int64)
+        grid.append(ends.clip(0, total))
+    top, left = grid[0][0], grid[1][0]
+    mask = np.zeros((grid[0][-1] - top, grid[1][-1] - left), dtype=bool)
+    inner = slice(area.y - top, area.y - top + area.height), slice(area.x - left, area.x - left + area.width)
+    cut = mask[inner].shape
+    mask[inner] = area.mask[: cut[0], : cut[1]]
+    lines = [ends - ends[0] for ends in grid]
+    if not all((np.diff(edges) > 0).all() for edges in lines):
+        return area, cells, loose
+    share = means_between(mask, *lines)[:, :, None]
+    average = area.average
+    light = to_light if average == "linear" else np.asarray
+    whole = pixels[top : top + mask.shape[0], left : left + mask.shape[1]]
+    known = means_between(light(whole.astype(np.float64)) * ~mask[:, :, None], *lines)
+    implied = (light(cells) - known) / np.where(share > 0, share, 1)
+    partly = (share > 0) & (share < 1)
+    told = partly & (share >= TOLD)
+    inside = from_light(implied) if average == "linear" else implied
+    steps = max(1.0, *(np.abs(np.diff(cells, axis=axis)).mean() if cells.shape[axis] > 1 else 0 for axis in (0, 1)))
+    off = np.abs(inside - cells)
+    if average == "center" or not told.any() or np.median(off[told[:, :, 0]]) > USUAL * steps:
+        sure = np.zeros_like(told)
+    else:
+        sure = told & (off.max(axis=2, keepdims=True) <= FAR * steps)
+    drawn_over = spread_between((told & ~sure)[:, :, 0], *area.lines())
+    values = np.where(sure, inside.clip(0, 255), cells)
+    tolerances = np.where(sure, (tolerance + 0.5) / share.clip(TOLD), np.where(partly & ~told, np.inf, loose))
+    return replace(area, mask=area.mask | drawn_over), values, tolerances
 
 
 def parts_of(area):
@@ -54,8 +113,9 @@ def parts_of(area):
         cuts.append(list(zip(starts.tolist(), np.append(starts[1:], lines[-1]).tolist(), phases)))
     for top, bottom, phase_y in cuts[0]:
         for left, right, phase_x in cuts[1]:
-            place = {"x": area.x + left, "y": area.y + top, "width": right - left, "height": bottom - top}
-            yield replace(area, **place, phase_x=phase_x, phase_y=phase_y)
+            part = area.cropped(left, top, right, bottom)
+            if part.mask is None or part.mask.any():
+                yield replace(part, phase_x=phase_x, phase_y=phase_y)
 
 
 class View(NamedTuple):
@@ -94,15 +154,32 @@ def view_area(pixels, area, cells):
     around = (*np.maximum(start - before / scale, 0), *np.minimum(start + length + after / scale, total))
     known = np.ones((pixels.shape[2], 1, *(before + extent + after)[::-1]), dtype=bool)
     hidden = (slice(None), 0, slice(before[1], before[1] + extent[1]), slice(before[0], before[0] + extent[0]))
-    known[hidden] = False
+    unknown = _seen_mask(area, extent, before_area, pad, scale)
+    known[hidden] = ~unknown
     offset = [before[i] + before_area[i] * scale[i] for i in (0, 1)]
     view = View(None, known, around, (*offset, *(before + extent)), pad)
     filled = pixels.copy()
-    filled[area.box()] = spread_between(cells.round(), *area.lines())
+    area.put(filled, spread_between(cells.round(), *area.lines()))
     inputs = view.of(filled)
     at = [np.minimum(np.arange(n) // working, count - 1) for n, count in zip(extent, cells.shape[1::-1])]
-    inputs[hidden] = np.moveaxis(np.floor(cells)[np.ix_(at[1], at[0])], 2, 0)  # as the challenge pixelates
+    blocks = np.moveaxis(np.floor(cells)[np.ix_(at[1], at[0])], 2, 0)  # as the challenge pixelates
+    inputs[hidden] = np.where(unknown, blocks, inputs[hidden])
     return view._replace(inputs=inputs)
+
+
+def _seen_mask(area, extent, before, pad, scale):
+    """Which pixels of a View's grid of blocks are unknown, (h, w) bool: the area's, and what completes blocks at the
+    photo's edge; without a mask all."""
+    if area.mask is None:
+        return np.ones(extent[::-1], dtype=bool)
+    at, beyond = [], []
+    for n, side, length, edge, factor in zip(extent, before, (area.width, area.height), pad, scale):
+        place = np.floor((np.arange(n) + 0.5) / factor - side).astype(np.int64)
+        at.append(place.clip(0, length - 1))
+        beyond.append((place < 0) & (not edge) | (place >= length))
+    mask = area.mask[np.ix_(at[1], at[0])] & ~beyond[0] & ~beyond[1][:, None]
+    mask[0, 0] = True  # networks take the first unknown row and column for lines of the grid
+    return mask
 
 
 def working_side(side):
@@ -118,24 +195,32 @@ def restore_area(predictor, pixels, area, blocks):
     in the file.
     """
     cells, tolerance = blocks
-    view = view_area(pixels, area, cells)
+    unknown, wanted, loose = unknown_values(pixels, area, cells, tolerance)
+    view = view_area(pixels, unknown, wanted)
     inputs = to_inputs(torch.from_numpy(view.inputs.astype(np.uint8)), torch.from_numpy(view.known))
     together = len(inputs) if view.inputs[0].size <= AT_ONCE else 1
     restored = torch.cat([predictor(part) for part in inputs.split(together)]).cpu().numpy()[:, 0] * 255
     restored = [_resize(channel, (area.width, area.height), view.inside) for channel in restored]
     restored = np.stack(restored, axis=2).astype(np.float64)
     average, sure = (area.average, True) if area.average else detect_average(restored, cells, area)
+    known = replace(area, average=average)
+    if average != area.average:
+        unknown, wanted, loose = unknown_values(pixels, known, cells, tolerance)
     result = pixels.copy()
-    result[area.box()] = keep_values(restored, cells, tolerance, replace(area, average=average)).round()
+    area.put(result, keep_values(restored, wanted, loose, replace(unknown, average=average)).round())
     return result, average, sure
 
 
 def detect_average(restored, cells, area):
     """(the average, of AVERAGES, under which these pixels, (h, w, C) float64, come nearest to cells; whether that is
     sure)."""
-    if cells.shape[0] * cells.shape[1] < BY_CHANCE:
+    whole = means_between(area.inside, *area.lines()) == 1  # not cut by the mask
+    if whole.sum() < BY_CHANCE:
         return AVERAGES[0], False
-    off = {average: np.sqrt(np.mean((averaged(restored, area.lines(), average) - cells) ** 2)) for average in AVERAGES}
+    off = {
+        average: np.sqrt(np.mean((averaged(restored, area.lines(), average) - cells)[whole] ** 2))
+        for average in AVERAGES
+    }
     nearest, second, _ = sorted(AVERAGES, key=off.get)
     return nearest, bool(off[nearest] < SURE * off[second])
 
@@ -154,12 +239,12 @@ def keep_values(restored, cells, tolerance, area):
     for spread in [_spread_smoothly] * 5 + [spread_between] * 5:
         if area.average == "linear":
             light = to_light(restored.clip(0, 255))
-            means = from_light(means_between(light, *lines))
+            means = from_light(masked_means(light, lines, area.mask))
             wanted = np.clip(means, cells - tolerance, cells + tolerance)
             change = to_light(wanted.clip(0, 255)) - to_light(means)
             restored = from_light(np.clip(light + spread(change, *lines), 0, LIGHT[-1]))
         else:
-            means = means_between(restored, *lines)
+            means = masked_means(restored, lines, area.mask)
             change = np.clip(means, cells - tolerance, cells + tolerance) - means
             restored = np.clip(restored + spread(change, *lines), 0, 255)
     return restored

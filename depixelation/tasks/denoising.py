@@ -1,5 +1,6 @@
 """Denoising: the exercise on Fashion-MNIST. Noise was added to an image of 28x28 pixels; predict the clean image."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from depixelation.engine.task import Task
 from depixelation.figures.curves import column_panels
 from depixelation.figures.sheets import sheet_rows
 from depixelation.images.digits import SIDE, DigitsConfig, load_split, load_test
-from utils import inherited, key
+from utils import ROOT, inherited, key
 
 BATCH = 500  # images measured at once
 NETWORKS = {network.__name__: network for network in (UNet, DenoisingCNN)}
@@ -55,10 +56,12 @@ class Denoising(Task):
 
     Config = DenoisingConfig
     EvaluateOptions = DenoisingEvaluateOptions
-    summary = "remove noise from images of MNIST or Fashion-MNIST"
+    summary = "remove noise from images of MNIST or Fashion-MNIST, or from pictures of your own"
     networks = NETWORKS
     scores = ("mae", "psnr")
     decimals = 4
+    next_command = "--task denoising --predict PICTURE"
+    shipped = os.path.join(ROOT, "models", "denoising_unet.pt")
 
     def example_input(self):
         return torch.zeros(1, 1, SIDE, SIDE)

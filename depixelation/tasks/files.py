@@ -1,8 +1,8 @@
-"""Files: restore pixelated areas as --depixelate finds them, in pictures of any kind that were stored as any file.
+"""Files: restore pixelated areas of photos, as --depixelate finds them, in any kind of picture and file.
 
-It differs from the challenge in what photos of full size look like, in larger rectangles and blocks, and in JPEG and
-scaling, after which both the blocks' values and what is around them are known only roughly. A block's value may be its
-mean in sRGB or in light, or its middle pixel. The network has to see for itself which.
+Unlike the challenge's images, these are photos of full size, with larger rectangles and blocks. After JPEG and scaling,
+the blocks' values and their surroundings are known only roughly. A block's value may be its mean in sRGB, its mean in
+linear light, or its middle pixel; the network must infer which.
 """
 
 import os
@@ -14,7 +14,7 @@ from depixelation.mosaics.file_areas import FileAreas
 from depixelation.mosaics.rectangle_tasks import RestorationConfig, RestorationTask
 from utils import ROOT, inherited, key
 
-GROUPS = {  # as depixelation's
+GROUPS = {  # like depixelation's
     "block size": (0, ((4, 6), (7, 9), (10, 12), (13, 16)), "pixels, at the network's scale"),
     "rectangle": (1, ((16, 1024), (1025, 2304), (2305, 10000)), "area in pixels, at that scale"),
 }
@@ -29,12 +29,12 @@ class FilesConfig(RestorationConfig):
     network_options: dict = inherited("network_options", {"margin": 16, "consistent": False})
     batch_size: int = inherited("batch_size", 32)
     synthetic_images: int = inherited("synthetic_images", 2000)
-    crops: int = key(16000, "training areas in an epoch, made of the photos in turn", minimum=1, maximum=10**7)
-    pictures: int = key(1000, "areas made to measure on", minimum=4, maximum=10**5)
+    crops: int = key(16000, "training areas per epoch; the photos take turns", minimum=1, maximum=10**7)
+    pictures: int = key(1000, "areas to measure on", minimum=4, maximum=10**5)
 
 
 class Files(RestorationTask):
-    """As depixelation, of areas in files of any kind, on which models of both tasks can be compared."""
+    """Like depixelation, but for areas in any file; models of both tasks can be compared on them."""
 
     Config = FilesConfig
     summary = "restore pixelated areas of photos of any kind, for --depixelate"

@@ -1,4 +1,4 @@
-"""Finding: where a photo is pixelated, and in which blocks. What --depixelate restores comes of this."""
+"""Finding: locate the pixelated areas of photos, and their blocks, for --depixelate to restore."""
 
 import os
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from depixelation.mosaics.finder import Finder, FlatFinder, MosaicNet
 from depixelation.mosaics.making import FORMATS, MosaicCrops, MosaicPhotos
 from utils import ROOT, Config, inherited, key
 
-FOUND = 0.7  # intersection over union that makes an area found
+FOUND = 0.7  # an area counts as found from this intersection over union on
 BLOCKS = ((2, 6), (6, 12), (12, 24), (24, 97))  # sides in pixels, by which --evaluate groups them
-SENSITIVITY = key(0.5, "of finding areas, 0 to 1; higher finds more, false ones too", minimum=0.01, maximum=0.99)
+SENSITIVITY = key(0.5, "of the finder, 0 to 1; higher finds more, also false areas", minimum=0.01, maximum=0.99)
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,24 @@ class FindingConfig(Config):
     task: str = inherited("task", "finding")
     name: str = inherited("name", "finding")
     network: str = key("MosaicNet", "the architecture", choices=("MosaicNet",))
-    crops: int = key(8000, "training pictures in an epoch, made of the photos in turn", minimum=1, maximum=10**7)
-    pictures: int = key(200, "pictures made to measure on", minimum=4, maximum=10**5)
+    crops: int = key(8000, "training pictures per epoch; the photos take turns", minimum=1, maximum=10**7)
+    pictures: int = key(200, "pictures to measure on", minimum=4, maximum=10**5)
     batch_size: int = inherited("batch_size", 16)
     learning_rate: float = inherited("learning_rate", 1.5e-3)
-    gradient_clip: float = inherited("gradient_clip", 4.0)  # larger gradients, of a few strange pictures, do harm
+    gradient_clip: float = inherited("gradient_clip", 4.0)  # larger ones, from a few strange pictures, do harm
     synthetic_images: int = inherited("synthetic_images", 2000)
 
 
 @dataclass(frozen=True)
 class FindingEvaluateOptions(EvaluateOptions):
-    """Of --evaluate: how much is to be found, too."""
+    """Options of --evaluate: the sensitivity, too."""
 
     sensitivity: float = SENSITIVITY
 
 
 def losses_of(cells, covered, grids, averages, weights):
-    """(cross entropy of being in an area; smooth L1 of distances and sides, in octaves, and cross entropy of averages,
-    inside areas). cells: MosaicNet's output; the others as MosaicCrops has them, batched."""
+    """(cross entropy of being in an area; inside areas, smooth L1 of distances and sides, in octaves, plus cross
+    entropy of averages). cells: MosaicNet's output; the others: batches from MosaicCrops."""
     cells = cells.float()
     found = (F.binary_cross_entropy_with_logits(cells[:, :1], covered, reduction="none") * weights).mean()
     inside = averages >= 0
@@ -62,7 +62,7 @@ def losses_of(cells, covered, grids, averages, weights):
 
 
 class Finding(Task):
-    """Say of each pixel whether it is pixelated. A batch: what MosaicCrops has, (N, 1, 256, 256) uint8 and so on."""
+    """Find pixelated areas. A batch: the tensors of MosaicCrops, (N, 1, 256, 256) uint8 and so on."""
 
     Config = FindingConfig
     EvaluateOptions = FindingEvaluateOptions
@@ -98,9 +98,9 @@ class Finding(Task):
         return super().validate(Finder(predictor), images)
 
     def measure(self, predictors, dataset, keep_outputs=False):
-        """figures: per picture, F1 (1 where there is nothing and nothing is found), share of areas found (1 where there
-        are none), false areas, mean relative error of the blocks' sides (0 where none is found). details: of the areas
-        of all pictures, rows of (index of the format, blocks' mean side), and of each finder whether it was found.
+        """figures: per picture, F1 (1 without true and found areas), share of areas found (1 without true areas), false
+        areas, mean relative error of the blocks' sides (0 without found areas). details: a row for each area of all
+        pictures: index of the format, mean side of its blocks, and for each finder whether it found the area.
 
         predictors: Finders.
         """
@@ -168,7 +168,7 @@ class Finding(Task):
         return column_panels(rows, columns)
 
     def sample_sheet(self, sample):
-        """Pictures with their areas in white, and those that were found in black."""
+        """Pictures with their true areas outlined in white and the found ones in black."""
         cells = [(outline_areas(pixels, truth, areas), "", "") for pixels, truth, areas in sample]
         return [cells[:4], cells[4:]] if len(cells) > 4 else [cells]
 

@@ -1,9 +1,9 @@
-"""Flow: from the most accurate restoration to a likely original, and to another one for each noise that it starts from.
+"""Flow: from the most accurate restoration to a likely original, a different one for each initial noise.
 
-A rectified flow (Liu et al. 2023, arXiv:2209.03003): it starts from what a trained network restores, plus a little
-noise, as the posterior-mean rectified flow (Ohayon, Michaeli, Elad 2025, arXiv:2410.00418), and follows a learned
-velocity towards photos. Other than there, the velocity depends on the restoration too, so that noise leads to many
-possible originals. Known pixels and block means have no part in noise and velocity: every step keeps them.
+A rectified flow (Liu et al. 2023, arXiv:2209.03003) follows a learned velocity towards photos. It starts from a trained
+network's restoration plus a little noise, like the posterior-mean rectified flow (Ohayon, Michaeli, Elad 2025,
+arXiv:2410.00418). Unlike there, the velocity also depends on the restoration, so different noise leads to different
+originals. Noise and velocity leave known pixels and block means alone, so every step keeps both.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class FlowConfig(Config):
     network: str = key("OddFlowUNet", "the architecture", choices=tuple(NETWORKS))
     init: str = key(
         "models/photos_cpu.pt",
-        "the accurate model that the flow starts from; its weights are the flow's first ones",
+        "the accurate model that the flow starts from; its weights initialise the flow's",
         path=True,
         may_change=True,
     )
@@ -42,13 +42,13 @@ class FlowConfig(Config):
 
 
 class Flow(RectangleTask):
-    """Its score is the price of realism: the RMSE of what the flow ends at."""
+    """Its score, the RMSE at the end of the flow, is the price of realism."""
 
     Config = FlowConfig
     summary = "make restored rectangles look real (--realism)"
     networks = NETWORKS
     keeps_last = True
-    preview_images = 0  # a sample takes as long as many predictions
+    preview_images = 0  # one flow takes as long as many predictions
     restorer = None  # the accurate network and the Config that it was trained with
 
     def example_input(self):
@@ -69,7 +69,7 @@ class Flow(RectangleTask):
         return super().build(device, precision, processes)
 
     def load_weights(self, network, checkpoint, path):
-        """Those of the accurate network, but for the convolutions that see and say something else."""
+        """Load the accurate network's weights, except convolutions with other inputs or outputs."""
         own, weights = network.state_dict(), checkpoint["weights"]
         fit = {n: t for n, t in weights.items() if n in own and own[n].shape == t.shape and not n.startswith("last.")}
         if not fit:
@@ -77,7 +77,7 @@ class Flow(RectangleTask):
         network.load_state_dict({**own, **fit})
 
     def loss(self, learner, batch):
-        """The mean squared error of the velocity, in deviations of the grey values around."""
+        """The mean squared error of the velocity, in units of the surrounding grey values' deviation."""
         pixelated_images, known_arrays, images = batch
         inputs = to_inputs(pixelated_images, known_arrays)
         with torch.no_grad():
@@ -96,7 +96,8 @@ class Flow(RectangleTask):
     def draw(self, images):
         """Noise, (N, 1, H, W), and time, (N, 1, 1, 1), for the N images that are this process's share of a batch.
 
-        Each process draws for the whole batch, so that several train as one does. The CPU's generator is resumed.
+        Each process draws for the whole batch, so that several train as one does. The draws come from the CPU's
+        generator, whose state --resume restores.
         """
         processes, whole = Processes(), self.config.batch_size
         drawn = torch.randn(whole, *images.shape[1:]), torch.rand(whole, 1, 1, 1)
@@ -105,7 +106,7 @@ class Flow(RectangleTask):
     # ---------------------------------------------------------------------------------------------- measuring
 
     def predictor(self, network, trained_with, precision, options):
-        """What the flow ends at, from the accurate network's output."""
+        """Predicts the end of the flow, which starts from the accurate network's output."""
         device = next(network.parameters()).device
         restorer, made_by = self.accurate(device)
         views = ModelOptions(views=options.views or self.default_views)

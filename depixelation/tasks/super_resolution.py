@@ -21,7 +21,7 @@ from depixelation.images.holdout import content_digest, held_out_digests, image_
 from depixelation.images.photos import COLOUR_SIDE
 from utils import ROOT, UserError, display_path, inherited, key
 
-SHOWN = 64  # pixels a side of what the sheet of samples shows of a photo; no cached photo is smaller
+SHOWN = 64  # pixels a side of a photo's part on the sheet of samples; no cached photo is smaller
 NETWORKS = {network.__name__: network for network in (SubPixelResNet, BasicSRModel, ResidualSRModel)}
 
 
@@ -39,13 +39,13 @@ class SuperResolutionConfig(AdversarialConfig):
     loss: str = key("l1", "l1, as in the exercise, or mse; of the colours in [0, 1]", choices=("l1", "mse"))
     downscaling: str = key("bicubic", "how photos are halved in size", choices=DOWNSCALING)
     antialias: bool = key(
-        True, "whether that takes every pixel into account, as in Pillow and MATLAB; for nearest no difference"
+        True, "whether halving takes every pixel into account, as in Pillow and MATLAB; no effect on nearest"
     )
     crop_size: int = key(96, "side of the random crops, in pixels", minimum=16, maximum=1024, check=_even)
     jitter: float = key(
-        0.0, "how far brightness, contrast, saturation and hue are changed; the sheet has 0.2", minimum=0, maximum=0.5
+        0.0, "largest change of brightness, contrast, saturation and hue; the sheet has 0.2", minimum=0, maximum=0.5
     )
-    crops: int = key(6400, "crops in an epoch, the photos taking turns", minimum=1, maximum=10**7)
+    crops: int = key(6400, "crops per epoch; the photos take turns", minimum=1, maximum=10**7)
     batch_size: int = inherited("batch_size", 16)
     learning_rate: float = inherited("learning_rate", 1e-3)
     synthetic_images: int = inherited("synthetic_images", 2000)
@@ -53,7 +53,7 @@ class SuperResolutionConfig(AdversarialConfig):
 
 @dataclass(frozen=True)
 class SuperResolutionEvaluateOptions(RealismOptions, EvaluateOptions):
-    """Of --evaluate: another downscaling than the model's, and realism."""
+    """Options of --evaluate: another downscaling than the model's, and realism."""
 
     downscaling: str | None = named_only("downscaling", SuperResolutionConfig)
     antialias: bool | None = named_only("antialias", SuperResolutionConfig)
@@ -168,9 +168,9 @@ class SuperResolution(Adversarial):
         return column_panels(rows, columns)
 
     def sample_sheet(self, sample):
-        """A row a photo: the middle of it at half the size, enlarged twice, and the truth.
+        """One row per photo, of its middle: half the size, bicubic, restored, truth.
 
-        sample: these, bicubic before restored: (N, 3, S / 2, S / 2), three times (N, 3, S, S) uint8.
+        sample: these four, uint8: (N, 3, S / 2, S / 2), then three times (N, 3, S, S).
         """
         small, bicubic, restored, truth = sample
         columns = {"half the size": small, "bicubic": bicubic, "restored": restored, "truth": truth}
@@ -185,7 +185,7 @@ class SuperResolution(Adversarial):
 
 
 def middle(photo, large):
-    """The middle SHOWN x SHOWN pixels of a photo, (3, SHOWN, SHOWN), or of it at half the size. large: the photo."""
+    """The middle of a photo, (3, SHOWN, SHOWN), or the same part at half the size. large: the photo in full size."""
     top, left = (length // 4 * 2 - SHOWN // 2 for length in large.shape[1:])
     factor = large.shape[1] // photo.shape[1]  # 1 or 2
     top, left, side = (length // factor for length in (top, left, SHOWN))

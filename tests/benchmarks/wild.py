@@ -6,6 +6,10 @@ scaled JPEG; blocks of 4 to 64 pixels, three averages, both grids, up to three a
 each format what the program finds and how much nearer to the truth it comes: the RMSE inside the areas before and
 after, the ratio of their means, the same if all areas and averages were known, and the mean of each picture's ratio.
 Then the same per area, by block size and by average, and how often the average is told. SHEET.png shows three.
+
+python tests/benchmarks/wild.py FOLDER kinds [COUNT]: mosaics of other shapes and grids, half of them PNGs, the others
+JPEGs, COUNT (8) of each kind, and what only looks like one: the share of the mosaic that is covered, of the other
+pixels that are changed, and the RMSE in the mosaic after over that before.
 """
 
 import itertools
@@ -18,6 +22,9 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
+sys.path.insert(0, os.path.abspath(os.path.dirname(__file__)))  # of wild_kinds, where a test imports this
+
+from wild_kinds import KINDS, MIMICS  # noqa: E402
 
 from depixelation.commands.depixelate import DepixelateOptions, Restorer  # noqa: E402
 from depixelation.figures.areas import mark_areas  # noqa: E402
@@ -34,7 +41,7 @@ def errors_inside(picture, truth, areas):
     """The RMSE inside these areas, all pixels and channels alike."""
     inside = np.zeros(truth.shape[:2], dtype=bool)
     for area in areas:
-        inside[area.box()] = True
+        inside[area.box()] |= area.inside
     return np.sqrt(np.mean((picture[inside].astype(float) - truth[inside]) ** 2))
 
 
@@ -128,5 +135,54 @@ def time_large(source, cache_dir=".cache"):
     print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
 
 
+def measure_kinds(source, count=8, cache_dir=".cache"):
+    """Print a row for each of KINDS and MIMICS. Returns them as {name: (covered, harmed, ratio) or (changed,)}."""
+    restorer, rows = shipped_restorer(), {}
+    cache = open_cache(source, cache_dir, 0, 40, colour=True)
+    print(f"{'':24} pictures  covered   harmed  after / before   seconds a picture")
+    for name, kind in {**KINDS, **MIMICS}.items():
+        measured, started = [], time.monotonic()
+        for i in range(int(count)):
+            rng = np.random.default_rng((38, i, len(name)))
+            photo = np.repeat(cache[(i // 2) % len(cache)], 3 // cache[0].shape[2], axis=2)
+            photo = np.asarray(Image.fromarray(photo).resize((352, 264), Image.Resampling.BICUBIC))
+            made = kind(rng, photo)
+            pixels, truth, mask = made if name in KINDS else (made, made, np.zeros(made.shape[:2], dtype=bool))
+            if i % 2 and kind is not MIMICS["JPEG quality 8 to 18"]:
+                quality = int(rng.integers(75, 93))
+                pixels, truth = (compress(each, quality, 2) for each in (pixels, truth))
+            measured.append(measure_kind(restorer, pixels, truth, mask))
+        covered, harmed, changed, before, after = np.array(measured, dtype=float).T
+        seconds = (time.monotonic() - started) / len(measured)
+        if name in KINDS:
+            rows[name] = mean(covered), mean(harmed), mean(after) / mean(before)
+            print(f"{name:24} {len(measured):8}  {rows[name][0]:6.1%}  {rows[name][1]:7.3%}  {rows[name][2]:14.3f}"
+                  f"  {seconds:18.1f}", flush=True)
+        else:
+            rows[name] = (int(changed.sum()),)
+            print(f"{name:24} {len(measured):8}  {int(changed.sum())} changed, {mean(harmed):.3%} of their pixels")
+    figures = [mean(np.array(column)) for column in zip(*(rows[name] for name in KINDS))]
+    print(f"{'all kinds':24} {'':8}  {figures[0]:6.1%}  {figures[1]:7.3%}  {figures[2]:14.3f}")
+    return rows
+
+
+def measure_kind(restorer, pixels, truth, mask):
+    """(share of the mask covered, share of other pixels changed, whether any pixel is, RMSE in the mask before, after),
+    NaN where the mask is empty or has all pixels."""
+    areas = find_areas(restorer.finder, pixels)
+    result = restore_areas(restorer.accurate, pixels, areas)[0]
+    found, changed = np.zeros(mask.shape, dtype=bool), (result != pixels).any(axis=2)
+    for area in areas:
+        found[area.box()] |= area.inside
+    harmed = np.nan if mask.all() else (changed & ~mask).sum() / (~mask).sum()
+    if not mask.any():
+        return np.nan, harmed, changed.any(), np.nan, np.nan
+    errors = [np.sqrt(np.mean((image[mask].astype(float) - truth[mask]) ** 2)) for image in (pixels, result)]
+    return found[mask].mean(), harmed, changed.any(), *errors
+
+
 if __name__ == "__main__":
-    time_large(sys.argv[1]) if sys.argv[2:] == ["large"] else main(*sys.argv[1:4])
+    if sys.argv[2:3] == ["kinds"]:
+        measure_kinds(sys.argv[1], *sys.argv[3:4])
+    else:
+        time_large(sys.argv[1]) if sys.argv[2:] == ["large"] else main(*sys.argv[1:4])

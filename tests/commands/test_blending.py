@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
         patch.setattr(realism, "STEPS", 5)
         assert run("--name", "accurate", "--epochs", "2") == 0
         assert run("--name", "adversarial", "--epochs", "2", "--init", accurate, "--adversarial", "3") == 0
-        assert run("--task", "flow", "--epochs", "1", "--init", accurate) == 0
+        assert run("--task", "flow", "--epochs", "1", "--init", accurate, "--name", "flow") == 0
         yield folder, run
 
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import main as entry
-from depixelation.commands.classify import normalize, opaque
+from depixelation.commands.classify import normalize, normalize_ink, opaque
+from depixelation.commands.isolating import find_things
 from depixelation.images import digits
 from utils import ROOT
 
@@ -98,13 +99,16 @@ def test_pictures_that_cannot_be_labelled_are_one_line(trained_digits, tmp_path,
     Image.new("L", (40, 40), 200).save(tmp_path / "blank.png")
     (tmp_path / "text.png").write_text("no picture")
     draw(1, (60, 60), 0, 255).save(tmp_path / "one.png")
-    for name, message in (("blank.png", "shows nothing"), ("text.png", "not a readable"), ("gone.png", "No such file")):
-        command = ["--task", "classification", "--device", "cpu", "--output_dir", str(tmp_path / "out"), "--predict"]
-        command += [str(tmp_path / "one.png"), str(tmp_path / name)]
-        assert entry.main([*command, "--model", str(trained_digits / "models" / "classification.pt")]) == 2
-        output = capsys.readouterr()
-        assert name in output.err and message in output.err and output.err.count("\n") == 1
-        assert "label" not in output.out and not (tmp_path / "out").exists()
+    names = ["text.png", "one.png", "blank.png", "gone.png"]
+    command = ["--task", "classification", "--device", "cpu", "--output_dir", str(tmp_path / "out"), "--model"]
+    command += [str(trained_digits / "models" / "classification.pt"), "--predict"]
+    assert entry.main([*command, *(str(tmp_path / name) for name in names)]) == 1
+    output = capsys.readouterr()
+    lines = output.err.splitlines()
+    for line, name, words in zip(lines, ("text", "blank", "gone"), ("not a readable", "shows nothing", "No such file")):
+        assert f"{name}.png" in line and words in line
+    assert len(lines) == 3 and "one.png: label 1" in output.out and output.out.count("label ") == 1
+    assert entry.main([*command, str(tmp_path / "text.png")]) == 1 and "label" not in capsys.readouterr().out
 
 
 def test_predict_refuses_the_models_of_other_tasks(trained_digits, tmp_path, capsys):
@@ -125,3 +129,80 @@ def test_predict_refuses_the_models_of_other_tasks(trained_digits, tmp_path, cap
     assert entry.main(command[:-2]) == 2 and "is a model for --task depixelation" in capsys.readouterr().err
     command[2:4] = ["--network_options", '{"classes": 5}']
     assert entry.main(command[:-2]) == 2 and "(1, 5), not (1, 10)" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ several, uneven, unsure
+
+
+def on(background, digit, box):
+    """A picture, (H, W), with a drawn digit in dark ink in a square: left, top, side."""
+    left, top, side = box
+    image = digits.draw_digits(1, "test", 10)[0][digit]
+    ink = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)) / 255
+    result = background.copy()
+    result[top : top + side, left : left + side] *= 1 - 0.8 * ink
+    return result
+
+
+def backgrounds():
+    """{name: (H, W) float array} of 240 x 320 pixels."""
+    y, x = np.mgrid[:240, :320]
+    vignette = 240 * (1 - 0.9 * np.hypot(y / 240 - 0.5, x / 320 - 0.5))
+    table = np.where((np.abs(y - 120 + x / 20) < 85) & (np.abs(x - 160 - y / 20) < 100), 225.0, 80 + 12 * np.sin(y / 4))
+    ruled = np.where(y % 24 < 2, 150.0, 240.0)
+    squared = np.where((y % 20 < 1) | (x % 20 < 1), 160.0, 240.0)
+    return {"vignette": vignette, "table": table, "ruled": ruled, "squared": squared}
+
+
+@pytest.mark.parametrize("name", ["vignette", "table", "ruled", "squared"])
+def test_uneven_backgrounds_are_taken_away(name):
+    for digit in (2, 4, 7):
+        grey = on(backgrounds()[name], digit, (100, 60, 120))
+        plain = normalize_ink(find_things(on(np.full((240, 320), 230.0), digit, (100, 60, 120)), "digits")[0].ink, "digits")
+
+        def judge(things):  # takes what looks like the digit on even paper for sure
+            images = [normalize_ink(thing.ink, "digits").astype(float) for thing in things]
+            return np.array([np.corrcoef(image.ravel(), plain.ravel())[0, 1] > 0.8 for image in images])
+
+        (thing,) = find_things(grey, "digits", judge)
+        assert thing.dark_on_light and judge([thing])[0]
+        assert 95 < thing.box[0] < thing.box[2] < 225 and 55 < thing.box[1] < thing.box[3] < 185
+
+
+def test_things_are_found_row_by_row():
+    grey = np.full((300, 400), 235.0)
+    places = [(20, 20, 90), (150, 30, 90), (290, 10, 90), (60, 180, 90), (220, 190, 90)]
+    for digit, place in zip((3, 5, 8, 0, 4), places):
+        grey = on(grey, digit, place)
+    grey[290:292, 5:7] = 0  # dust
+    for picture, dark in ((grey, True), (255 - grey, False)):
+        things = find_things(picture, "digits")
+        assert [thing.dark_on_light for thing in things] == [dark] * 5
+        for thing, (left, top, side) in zip(things, places):
+            assert left <= thing.box[0] < thing.box[2] <= left + side and top <= thing.box[1] < thing.box[3] <= top + side
+    assert not find_things(np.full((30, 40), 90.0), "digits")
+
+
+def predict(folder, capsys, *paths):
+    command = ["--task", "classification", "--device", "cpu", "--output_dir", str(folder), "--predict", *map(str, paths)]
+    assert entry.main([*command, "--model", os.path.join(ROOT, "models", "MNIST.pt")]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("figures")
+def test_what_is_no_digit_is_unsure_and_sheets_are_kept(tmp_path, capsys):
+    grey = on(on(np.full((200, 400), 230.0), 2, (30, 40, 120)), 7, (240, 40, 120))
+    Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "two.png")
+    shapes = {"heart": [(100, 180), (20, 90), (40, 40), (80, 40), (100, 70), (120, 40), (160, 40), (180, 90)]}
+    shapes["square"] = [(30, 30), (170, 30), (170, 170), (30, 170)]
+    for name, corners in shapes.items():
+        image = Image.new("L", (200, 200), 255)
+        ImageDraw.Draw(image).polygon(corners, fill=0)
+        image.save(tmp_path / f"{name}.png")
+    first = predict(tmp_path, capsys, tmp_path / "two.png")
+    assert "two.png: 2 things: 2 7" in first and "(thing 2 of 2, at x 2" in first and "unsure" not in first
+    sheet = tmp_path / "losses" / "classification_predictions.png"
+    kept = sheet.read_bytes()
+    second = predict(tmp_path, capsys, *(tmp_path / f"{name}.png" for name in shapes))
+    assert second.count("unsure; most like label") == 2 and "classification_predictions_2.png" in second
+    assert sheet.read_bytes() == kept and (tmp_path / "losses" / "classification_predictions_2.png").exists()

@@ -3,12 +3,14 @@
 import bz2
 import gzip
 import lzma
+import os
 import zipfile
 
 import numpy as np
 import pytest
 
-from depixelation.commands.score import read_submission
+from depixelation.commands import score
+from depixelation.commands.score import read_submission, root_mean_square
 from submission_serialization import serialize
 from utils import UserError
 
@@ -63,3 +65,28 @@ def test_damaged_compressed_submissions(tmp_path):
             refused += 1
             assert "\n" not in str(error)
     assert refused > 900
+
+
+def test_what_a_submission_may_hold_is_limited(run, tmp_path, monkeypatch, capsys):
+    """A small file may unpack to many arrays, each of which takes more memory than its bytes."""
+    monkeypatch.setattr(score, "MAX_ARRAYS", 1000)
+    for count in (1000, 1001):
+        serialize([np.zeros(1, np.uint8)] * count, tmp_path / f"{count}.bin")
+        (tmp_path / f"{count}.xz").write_bytes(lzma.compress((tmp_path / f"{count}.bin").read_bytes()))
+    assert run("--score", str(tmp_path / "1000.xz"), str(tmp_path / "1000.bin")) == 0
+    for name in ("1001.bin", "1001.xz"):
+        assert run("--score", str(tmp_path / name), str(tmp_path / "1000.bin")) == 2
+        error = capsys.readouterr().err
+        assert name in error and "more than 1,000 arrays" in error and error.count("\n") == 1
+
+
+def test_long_arrays_are_compared_in_parts(monkeypatch):
+    monkeypatch.setattr(score, "AT_ONCE", 7)
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 100), dtype=np.uint8)
+    assert root_mean_square(a, b) == pytest.approx(np.sqrt(np.mean((a.astype(float) - b) ** 2)))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_not_waited_for(run, tmp_path, refused):
+    os.mkfifo(tmp_path / "pipe")
+    refused(run("--score", str(tmp_path / "pipe"), str(tmp_path / "pipe")), "pipe", "is no plain file")

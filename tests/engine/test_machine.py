@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -195,8 +194,7 @@ def test_a_closed_terminal_costs_no_state(monkeypatch):
 
     with Interrupts() as interrupts:
         monkeypatch.setattr(os, "write", broken)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.1)
+        signal.raise_signal(signal.SIGTERM)
         monkeypatch.undo()
         assert interrupts.received == signal.SIGTERM
 

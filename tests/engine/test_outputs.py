@@ -20,6 +20,7 @@ FOREIGN = {  # command: the files that it would write
     "--depixelate photo.jpg --model model.pt": ["photo_depixelated.png", "photo_before_after.png"],
     "--depixelate photo.jpg --overwrite --area 9 9 20 20 --model model.pt": ["photo_depixelated.png"],
     "--depixelate photo.jpg --preview --model model.pt": ["photo_preview.png"],
+    "--depixelate photo.jpg --page --model model.pt": ["depixelated.html"],
     "--pixelate photo.jpg": ["photo_pixelated.png"],
     "--epochs 1": ["models/default.pt", "models/default.json", "models/default.last.pt", "models/default.lock"]
     + ["losses/default.csv", "losses/default.png", "losses/default_samples.png"],
@@ -98,6 +99,7 @@ def test_outputs_differ_from_inputs(predict, run, refused, model, tmp_path):
     refused(run("--epochs", "1", "--name", "mine", "--init", "models/mine.pt"), "mine.pt: would be read")
     refused(run("--epochs", "1", "--config", "models/mine.json"), "mine.json: would be read")
     refused(run("--pixelate", "photo.jpg", "photo.png"), "photo_pixelated.png: two files")
+    assert contents(tmp_path) == before
     shutil.copy("photo.png", "photo_pixelated.png")
     before = contents(tmp_path)
     refused(run("--pixelate", "photo.png", "photo_pixelated.png"), "photo_pixelated.png: would be read")

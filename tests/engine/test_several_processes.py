@@ -69,6 +69,7 @@ def test_two_processes_train_as_one_does_and_resume_exactly(tmp_path):
     assert entry.main(options(alone, *more)) == 0
     train_together(both, *more)
     assert len(rows(both)) == 4
+    assert len(torch.load(both / "models" / "default.last.pt", weights_only=True)["other_rngs"]) == 1
     for one, two in zip(rows(alone), rows(both), strict=True):
         assert [one[key] for key in ("epoch", "step", "samples")] == [two[key] for key in ("epoch", "step", "samples")]
         assert float(one["train_loss"]) == pytest.approx(float(two["train_loss"]), rel=1e-4)

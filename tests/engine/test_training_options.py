@@ -51,7 +51,7 @@ def test_what_a_run_will_replace_is_said(run, capsys):
     assert run("--epochs", "1") == 0 and "will be replaced" not in capsys.readouterr().out
     assert run("--epochs", "1") == 0
     printed = capsys.readouterr().out
-    assert "default.last.pt will be replaced as soon as" in printed and "default.pt will be replaced at" in printed
+    assert "default.last.pt will be replaced as soon as" in printed and "will be replaced when it validates" in printed
     state = torch.load("models/default.last.pt", weights_only=True)
     state["run"] |= {"rows": [], "best": None, "finished": False}
     torch.save(state, "models/default.last.pt")

@@ -83,8 +83,9 @@ def test_a_run_says_which_files_it_replaces(run, capsys):
     assert run("--epochs", "1") == 0
     capsys.readouterr()
     assert run("--epochs", "1") == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "will be replaced by this run" in line]
-    assert all(name in line for name in ("default.pt", "default.last.pt", "default.json", "default.csv", "default.png"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "will be replaced" in line]
+    names = ("default.last.pt", "default.pt", "default.json", "default.csv", "default.png", "default_samples.png")
+    assert len(lines) == 2 and all(name in "".join(lines) for name in names)
 
 
 def test_exchanged_photos_of_the_same_names_are_noticed(run, photos, refused, tmp_path):

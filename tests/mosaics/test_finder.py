@@ -1,10 +1,13 @@
 """Pixelated areas are found: where they are, and which grid they have."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from depixelation.commands.depixelate import load_finder
 from depixelation.engine.predictor import Predictor
 from depixelation.images.synthetic import synthetic_colour_image
 from depixelation.mosaics import finder as finding_areas
@@ -12,7 +15,9 @@ from depixelation.mosaics.area import Area, pixelate_area
 from depixelation.mosaics.finder import Finder, FlatFinder, MosaicNet, find_cells, outline, predict_cells, to_luma
 from depixelation.mosaics.grid_fit import fit_area, fit_grid
 from depixelation.mosaics.making import compress, log_distance
+from depixelation.mosaics.photo import find_areas
 from depixelation.mosaics.regions import find_regions, region_boxes
+from depixelation.tasks.finding import Finding
 
 
 def test_regions():
@@ -125,3 +130,40 @@ def test_photos_in_tiles(monkeypatch):
     monkeypatch.setattr(finding_areas, "MARGIN", 64)
     tiled = predict_cells(predictor, luma)
     assert np.abs(whole.astype(float) - tiled).max() < 4e-3
+
+
+def test_more_sensitivity_finds_the_same_and_more():
+    """What a network sees at every sensitivity, in a sweep over drawn chances."""
+    rng = np.random.default_rng(0)
+    pixels = np.zeros((200, 200, 1), dtype=np.uint8)
+    for trial in range(0, 6, 2):
+        cells = seen_cells([(20, 40, 60, 60), (120, 20, 50, 90), (100, 140, 80, 40)], 200)
+        cells[0] *= rng.uniform(0.2, 1, (3, 3)).repeat(17, axis=0).repeat(17, axis=1)[:50, :50]
+        cells[0] = np.maximum(cells[0], rng.uniform(0, 0.2 * trial, (10, 10)).repeat(5, axis=0).repeat(5, axis=1))
+        before = np.zeros((200, 200), dtype=bool)
+        for sensitivity in np.linspace(0.02, 0.98, 9):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(finding_areas, "predict_cells", lambda *_: cells)
+                found = np.zeros_like(before)
+                for area in Finder(None, fit=False, sensitivity=sensitivity)(pixels):
+                    found[area.box()] |= area.inside
+            assert not (before & ~found).any()
+            before = found
+        assert before.any()
+
+
+@pytest.mark.skipif(not os.path.exists(Finding.shipped), reason="needs the finder")
+@pytest.mark.parametrize("quality", [None, 80])
+def test_what_less_sensitivity_finds_more_finds_too(quality):
+    finder, before = load_finder(0.5, torch.device("cpu"), "float32"), None
+    pixels = np.ascontiguousarray(np.tile(synthetic_colour_image(3, 8, 128), (2, 2, 1)))
+    for area in (Area(20, 30, 70, 60, 7.0, 7.0), Area(120, 110, 120, 100, 12.0, 12.0), Area(20, 150, 60, 60, 5.0, 5.0)):
+        pixelate_area(pixels, area)
+    pixels = compress(pixels, quality, 2) if quality else pixels
+    for finder.sensitivity in (0.1, 0.3, 0.5, 0.7, 0.9):
+        found = np.zeros(pixels.shape[:2], dtype=bool)
+        for area in find_areas(finder, pixels):
+            found[area.box()] |= area.inside
+        assert before is None or not (before & ~found).any()
+        before = found
+    assert before.any()

@@ -43,3 +43,18 @@ def test_the_first_part_of_a_large_area_says_how_all_of_it_was_averaged(monkeypa
     assert seen == [None, *["center"] * (len(seen) - 2), None] and len(seen) > 3
     assert [area.average for area in likely] == ["center", "linear"] and sure == [True, False]
     assert [replace(area, average=None) for area in likely] == areas
+
+
+def test_what_lies_far_from_an_area_does_not_matter():
+    """A part of the photo is enough to restore an area, so memory and time do not grow with the photo."""
+    pixels = drawn_photo(500, 420)
+    places = [(0, 0, 60, 48, 6.0, 6.0), (300, 250, 70, 90, 9.5, 9.5), (430, 340, 70, 80, 20.0, 16.0)]
+    places += [(200, 100, 45, 40, 3.0, 3.0, 1.0, 2.0), (7, 200, 90, 80, 10.0, 10.0, 4.0, 3.0)]
+    for place in places:
+        area = Area(*place, average="srgb")
+        window = photo.surroundings(area)
+        assert pixels[window].size < pixels.size / 2
+        blocks = restoring.block_values(pixels, area)
+        whole, *_ = restoring.restore_area(lambda inputs: inputs[:, :1], pixels, area, blocks)
+        seen, *_ = photo.restore_areas(lambda inputs: inputs[:, :1], pixels, [area])
+        assert np.abs(whole.astype(int) - seen).max() <= 1 and (whole != seen).mean() < 1e-3

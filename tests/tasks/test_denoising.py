@@ -8,8 +8,10 @@ import torch
 from conftest import CPU, interrupt_at, log
 from PIL import Image
 
+import main as entry
 from architectures import DenoisingCNN, UNet
 from datasets import NoisyImages
+from depixelation.commands.denoise import BORDER, TILE, Denoiser, measured_deviation
 from depixelation.engine.measuring import mae_per_image, psnr_per_image
 from depixelation.engine.models import Model
 from depixelation.engine.predictor import Predictor
@@ -122,7 +124,7 @@ def test_train_interrupt_resume_evaluate(run, tmp_path, monkeypatch, capsys):
     assert run("--evaluate", model, "--sheet", str(sheet)) == 0
     with Image.open(sheet) as image:
         assert image.format == "JPEG"
-    with open(tmp_path / "losses" / "denoising_evaluation.csv", encoding="utf-8") as file:
+    with open(tmp_path / "losses" / "denoiser_evaluation.csv", encoding="utf-8") as file:
         table = {row.pop("depixelation_model"): row for row in csv.DictReader(file)}
     assert list(table) == [model, "noisy image", "minus mean", "3x3 median"]
     assert abs(float(table["noisy image"]["mae"]) - 0.5) < 0.02 and table[model].keys() == {"mae", "psnr"}
@@ -137,3 +139,58 @@ def test_summary_shows_output_shapes(run, capsys):
     assert any(line.startswith("DenoisingCNN: 9,585 parameters") for line in lines)
     for layer in ("layers.0 Conv2d -> 16x14x14", "layers.2 Conv2d -> 16x7x7", "layers.8 ConvTranspose2d -> 16x28x28"):
         assert any(line.startswith(layer) for line in lines)
+
+
+# ------------------------------------------------------------------------------------------------ pictures of one's own
+
+
+def noisy_picture(deviation, shape=(1, 60, 70)):
+    """(clean, noisy), uint8, of a smooth picture of middle greys."""
+    y, x = np.mgrid[: shape[1], : shape[2]]
+    clean = np.broadcast_to(110 + 40 * np.sin(x / 9) * np.cos(y / 11), shape)
+    noisy = clean + 255 * deviation * np.random.default_rng(0).standard_normal(shape)
+    return torch.from_numpy(clean.round().astype(np.uint8)), torch.from_numpy(noisy.clip(0, 255).round().astype(np.uint8))
+
+
+def test_the_strength_of_noise_is_measured():
+    for deviation in (0.0, 0.02, 0.1):
+        assert abs(measured_deviation(noisy_picture(deviation)[1]) - deviation) < 0.006
+    assert measured_deviation(torch.zeros(1, 2, 9, dtype=torch.uint8)) == 0
+
+
+def test_tiles_have_no_seams_and_any_size_will_do():
+    smooth = Predictor(lambda noisy: torch.nn.functional.avg_pool2d(noisy, 9, 1, 4), torch.device("cpu"))
+    for size in ((1, 1), (2, 33), (TILE + 7, 2 * TILE + BORDER)):
+        pixels = noisy_picture(0.1, (3, *size))[1]
+        denoise = Denoiser(smooth, (0.0, 0.1), (0.0, 0.1))
+        whole = denoise.restore(pixels[:, None] / 255, True)[:, 0]
+        assert (denoise(pixels) - 255 * whole).abs().max() <= 0.51 and denoise(pixels).shape == pixels.shape
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_predict_keeps_brightness_and_lessens_noise(tmp_path, capsys, mode):
+    clean, noisy = noisy_picture(0.1, (len(mode), 60, 70))
+    pixels = noisy.permute(1, 2, 0).squeeze(2).numpy().copy()
+    if mode == "RGBA":
+        pixels[..., 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    command = ["--task", "denoising", "--predict", str(tmp_path / "a.png"), *CPU, "--output_dir", str(tmp_path)]
+    assert entry.main(command) == 0
+    output = capsys.readouterr().out
+    assert "uniform noise of level 1" in output and "measured" in output and "a_denoised.png" in output
+    with Image.open(tmp_path / "a_denoised.png") as image:
+        assert image.mode == mode and image.size == (70, 60)
+        restored = np.atleast_3d(np.asarray(image))[..., :3].astype(float)
+    truth, before = (part.permute(1, 2, 0).numpy()[..., :3].astype(float) for part in (clean, noisy))
+    assert np.abs(restored - truth).mean() < 0.5 * np.abs(before - truth).mean()
+    assert abs(restored.mean() - before.mean()) < 3
+
+
+def test_the_mean_of_named_noise_is_taken_away(tmp_path, capsys):
+    pixels = noisy_picture(0.05)[1].numpy()[0]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    command = ["--task", "denoising", "--predict", str(tmp_path / "a.png"), *CPU, "--output_dir", str(tmp_path)]
+    assert entry.main([*command, "--noise", "uniform", "--noise_level", "0.2"]) == 0  # of mean 0.1
+    assert "named" in capsys.readouterr().out
+    with Image.open(tmp_path / "a_denoised.png") as image:
+        assert abs(np.asarray(image).mean() - (pixels.mean() - 25.5)) < 3

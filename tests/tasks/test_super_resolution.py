@@ -256,7 +256,7 @@ def test_own_photos(run, tmp_path, capsys):
     paths = [tmp_path / name for name in ("colour.png", "grey.jpg", "alpha.png", "pixel.png")]
     results = []
     for views in (1, 8):
-        assert run("--predict", *paths, "--name", "mine", "--views", views) == 0
+        assert run("--predict", *paths, "--name", "mine", "--views", views, "--overwrite") == 0
         results.append(np.asarray(Image.open(tmp_path / "colour_x2.png")))
     assert "94 x 66 pixels" in capsys.readouterr().out and not np.array_equal(*results)
     colour, grey, alpha, pixel = (Image.open(tmp_path / f"{path.stem}_x2.png") for path in paths)
@@ -276,19 +276,39 @@ def test_colours_that_cannot_be_seen_do_not_bleed():
     cut_out = torch.tensor([200, 100, 50], dtype=torch.uint8).view(3, 1, 1) * (alpha > 0)
     filled = fill_transparent(cut_out, alpha)
     assert (filled[:, 4:26, 6:31] == filled[:, 15:16, 15:16]).all() and (filled[:, 0] == 0).all()
+    alpha[alpha == 0], cut_out[:, alpha == 0] = 1, 255  # white that is hardly visible
+    white = cut_out.masked_fill((alpha < 255)[None], 255)
+    filled = fill_transparent(white, alpha)
+    assert ((filled[:, 8:22, 10:27].int() - filled[:, 15:16, 15:16].int()).abs() <= 12).all()
+    even = torch.from_numpy(photo(2, 40, 30)).permute(2, 0, 1)
+    for level in (1, 9, 200, 255):  # of the same visibility everywhere: as it is
+        assert torch.equal(fill_transparent(even, torch.full((40, 30), level, dtype=torch.uint8)), even)
 
 
 @pytest.mark.skipif(not os.path.exists(SuperResolution.shipped), reason="models/SR.pt is not handed in")
-def test_nothing_of_the_user_is_replaced(run, tmp_path, refused):
-    Image.fromarray(photo(0, 8, 8)).save(tmp_path / "a.png")
-    Image.fromarray(photo(0, 8, 8)).save(tmp_path / "a_x2.png")
-    before = (tmp_path / "a_x2.png").read_bytes()
+def test_one_photo_stops_no_other(run, tmp_path, capsys):
+    """Folders, twins, what is no photo, a user's own file, results of before: a line each, the rest is enlarged."""
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "a.jpg", "c.png", "c_x2.png"):
+        Image.fromarray(photo(0, 8, 8)).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "b.png").write_bytes(b"no picture")
+    before = (tmp_path / "in" / "c_x2.png").read_bytes()
     theirs = ("--network_options", "{}")
-    refused(run("--predict", tmp_path / "a.png", *theirs), "a_x2.png", "is not replaced")
-    assert (tmp_path / "a_x2.png").read_bytes() == before
-    (tmp_path / "b.png").write_bytes(b"no picture")
-    refused(run("--predict", tmp_path / "b.png", *theirs), "b.png", "not a readable picture")
-    refused(run("--predict", tmp_path / "c.png", tmp_path / "c.jpg"), "c_x2.png", "two files would be written")
+    assert run("--predict", tmp_path / "in", *theirs) == 1
+    errors = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "error:" in line]
+    assert len(errors) == 2 and "b.png: not a readable picture" in errors[0]
+    assert "c_x2.png: would be read and replaced" in errors[1] and (tmp_path / "in" / "c_x2.png").read_bytes() == before
+    made = {"a_png_x2.png", "a_jpg_x2.png", "c_x2_x2.png"}
+    assert made == {path.name for path in (tmp_path / "in").glob("*_x2.png")} - {"c_x2.png"}
+    times = {name: (tmp_path / "in" / name).stat().st_mtime_ns for name in made}
+    for more, same in (((), True), (("--overwrite",), False)):
+        assert run("--predict", *sorted((tmp_path / "in").iterdir()), *theirs, *more) == 1
+        captured = capsys.readouterr()
+        assert captured.err.count("left out, a result of before") == 3
+        assert all(((tmp_path / "in" / name).stat().st_mtime_ns == times[name]) == same for name in made)
+    assert len(list((tmp_path / "in").iterdir())) == 8
+    assert run("--predict", tmp_path / "in", "--output", tmp_path / "out", *theirs) == 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} == made | {"c_x2.png"}
 
 
 # ------------------------------------------------------------------------------------------------ from end to end

@@ -1,0 +1,217 @@
+"""What stands in a picture: things on paper of one tone, or digits on a background that is not even."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from depixelation.mosaics.regions import find_regions
+
+WORK = 640  # pixels of the longer side on which uneven backgrounds are taken away
+VISIBLE = {"digits": 0.35, "clothes": 0.05}  # share of the strongest ink from which on it belongs to a thing
+GAPS = {"digits": 0.02, "clothes": 0.03}  # shares of the longer side; parts that are nearer make one thing
+SMALLEST = {"digits": 0.05, "clothes": 0.25}  # share of the largest thing's ink; smaller ones are dust or parts
+LEAST_INK = 8  # grey levels; weaker ink is none
+EVEN = 0.25  # share of the strongest ink by which an even background may vary
+LINE = 0.15, 0.5  # shares of the width from which on a line that ends at the rim, or another, is no stroke
+
+
+@dataclass
+class Thing:
+    """A thing in a picture."""
+
+    ink: np.ndarray  # (h, w) float64, its own alone, 0 on the paper
+    box: tuple  # left, top, right, bottom in the picture
+    dark_on_light: bool
+
+
+def ink_on_corners(grey):
+    """(how far a picture, (H, W) in [0, 255], differs from its corners, in one direction; whether that is darker)."""
+    height, width = grey.shape
+    side = max(1, min(height, width) // 14)
+    ends = (slice(side), slice(-side, None))
+    difference = grey - np.median([grey[rows, columns] for rows in ends for columns in ends])
+    dark_on_light = bool(np.maximum(-difference, 0).sum() > np.maximum(difference, 0).sum())
+    return np.maximum(-difference if dark_on_light else difference, 0), dark_on_light
+
+
+def strongest(ink):
+    """The strength of strokes. A speck of dust does not decide."""
+    return max(np.percentile(ink, 99.8), ink.max() / 2)
+
+
+def find_things(grey, kind, judge=None):
+    """The Things in a picture, (H, W) in [0, 255], row by row, from left to right. Empty where nothing can be seen.
+
+    kind: "digits" or "clothes". judge: a function of Things that returns whether each is surely a digit; it decides
+    what is paper and what was written where a picture of digits is not even.
+    """
+    ink, dark_on_light = ink_on_corners(grey)
+    if strongest(ink) < LEAST_INK:
+        return []
+    things = separate(ink, dark_on_light, kind)
+    if kind != "digits" or judge is None:
+        return things
+    found = things_on_uneven(grey)
+    best, most = things, 0.0
+    for candidate in [things, *found] if found else ():
+        heights = np.array([thing.box[3] - thing.box[1] for thing in candidate])
+        sure = judge(candidate) if candidate else np.zeros(0, bool)
+        score = heights[sure].sum()  # the holes of a 0 are not as high as it is
+        if score > most:
+            kept = sure | (heights > heights[sure].max() / 2)  # the rest is the grain of a table
+            best, most = [thing for thing, keep in zip(candidate, kept) if keep], score
+    return best
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def separate(ink, dark_on_light, kind, scale=1.0):
+    """The Things that a map of ink, (H, W), consists of. scale: pixels of the picture for one of the map."""
+    gap = max(1, round(GAPS[kind] / 2 * max(ink.shape)))
+    mask = extreme(ink > VISIBLE[kind] * strongest(ink), 2 * gap + 1)
+    parts = []
+    for rows, starts, ends in find_regions(mask):
+        own = np.zeros(ink.shape, bool)
+        for row, start, end in zip(rows, starts, ends):
+            own[row, start:end] = True
+        parts.append([own, float(ink[own].sum()), rows[0], rows[-1] + 1, starts.min(), ends.max()])
+    largest = max((part[1] for part in parts), default=0)
+    parts = merge([part for part in parts if part[1] > SMALLEST[kind] / 3 * largest])
+    things = []
+    for own, amount, top, bottom, left, right in parts:
+        if amount < SMALLEST[kind] * largest:
+            continue
+        box = tuple(round(scale * place) for place in (left, top, right, bottom))
+        things.append(Thing(np.where(own, ink, 0)[top:bottom, left:right], box, dark_on_light))
+    return in_reading_order(things)
+
+
+def merge(parts):
+    """Parts of one thing, one above the other and near, are joined: the bar of a 5. parts: as separate has them."""
+    joined = []
+    for part in sorted(parts, key=lambda part: -part[1]):
+        own, amount, top, bottom, left, right = part
+        for other in joined:
+            overlap = min(right, other[5]) - max(left, other[4])
+            apart = max(top, other[2]) - min(bottom, other[3])
+            tall = other[3] - other[2]
+            if overlap > 0.5 * (right - left) and apart < 0.2 * tall and bottom - top < 0.5 * tall:
+                other[0] = other[0] | own
+                other[1] += amount
+                other[2:] = min(top, other[2]), max(bottom, other[3]), min(left, other[4]), max(right, other[5])
+                break
+        else:
+            joined.append(part)
+    return joined
+
+
+def in_reading_order(things):
+    """Row by row, from left to right."""
+    rows = []
+    for thing in sorted(things, key=lambda thing: thing.box[1] + thing.box[3]):
+        middle = (thing.box[1] + thing.box[3]) / 2
+        if rows and middle < max(other.box[3] for other in rows[-1]):
+            rows[-1].append(thing)
+        else:
+            rows.append([thing])
+    return [thing for row in rows for thing in sorted(row, key=lambda thing: thing.box[0])]
+
+
+# ------------------------------------------------------------------------------------------------ uneven backgrounds
+
+
+def things_on_uneven(grey):
+    """[dark things, light things] of a picture whose background is not even, or has lines; [] where it is even."""
+    scale = max(1.0, max(grey.shape) / WORK)
+    small = Image.fromarray(grey.astype(np.float32))
+    if scale > 1:
+        size = [max(1, round(length / scale)) for length in grey.shape[::-1]]
+        small = small.resize(size, Image.Resampling.BOX)
+    small = np.asarray(small, np.float64)
+    if min(small.shape) > 100:  # less noise, and strokes still are wide
+        blurred = Image.fromarray(small.clip(0, 255).round().astype(np.uint8)).filter(ImageFilter.BoxBlur(1))
+        small = np.asarray(blurred, np.float64)
+    found, even = [], False
+    for dark_on_light in (True, False):
+        ink, flat = strokes(small if dark_on_light else 255 - small, relative=dark_on_light)
+        even |= flat
+        if strongest(ink) >= LEAST_INK:
+            things = separate(ink, dark_on_light, "digits", scale)
+            found.append([t for t in things if not touches_rim(t, grey.shape) and not is_sheet(t, grey.shape)])
+    return [] if even else found
+
+
+def touches_rim(thing, shape):
+    left, top, right, bottom = thing.box
+    margin = 0.01 * max(shape)
+    return min(left, top) <= margin or right >= shape[1] - margin or bottom >= shape[0] - margin
+
+
+def is_sheet(thing, shape):
+    """Whether a thing is a sheet of paper rather than written, as it is large and fills its box."""
+    width, height = np.subtract(thing.box[2:], thing.box[:2])
+    return (thing.ink > VISIBLE["digits"] * thing.ink.max()).mean() > 0.55 and width * height > 0.2 * math.prod(shape)
+
+
+def strokes(grey, relative):
+    """(how much darker than its surroundings each pixel is, where that is narrow, (H, W) in [0, 255]; whether these
+    surroundings are even).
+
+    The surroundings are a morphological closing, which keeps shades and the edges of paper. relative: to the light.
+    """
+    clean = without_lines(without_lines(grey).T).T
+    background = closing(clean, *[max(3, round(0.4 * min(grey.shape)))] * 2)
+    ink = background - clean
+    low, high = np.percentile(background, (2, 98))
+    flat = high - low < EVEN * strongest(ink) and np.array_equal(clean, grey)
+    if relative:
+        ink = ink / np.maximum(background, 0.4 * background.max() + 1) * 255
+    return np.maximum(ink - min(1.5 * np.median(ink), 25), 0), flat
+
+
+def without_lines(grey):
+    """The picture without dark lines that run across it: each pixel of one becomes what stands above or below."""
+    height, width = grey.shape
+    if min(height, width) < 60:
+        return grey
+    thick = max(3, round(0.03 * height))
+    thin = closing(grey, thick, 1) - grey
+    level = max(LEAST_INK, 0.25 * np.percentile(thin, 99.5))
+    run = max(3, round(0.12 * width))
+    tolerance = 2 * max(1, height // 200) + 1  # lines are seldom quite straight
+    runs = extreme(thin > level, tolerance, (0,))
+    runs = extreme(~extreme(~runs, run, (1,)), run, (1,))
+    lines = np.zeros(grey.shape, bool)
+    for rows, starts, ends in find_regions(runs):
+        length, at_rim = ends.max() - starts.min(), starts.min() <= 2 or ends.max() >= width - 2
+        long = length > LINE[not at_rim] * width
+        if long and rows[-1] + 1 - rows[0] < 0.12 * length + 2 * thick:
+            for row, start, end in zip(rows, starts, ends):
+                lines[row, start:end] = True
+    return np.where(extreme(lines, 3), closing(grey, 2 * thick + tolerance, 1), grey) if lines.any() else grey
+
+
+def extreme(image, size, axes=(0, 1), function=np.maximum):
+    """The maximum, or minimum, over windows of so many pixels along each of these axes."""
+    for axis in axes:
+        before = size // 2
+        widths = [(before, size - 1 - before) if other == axis else (0, 0) for other in (0, 1)]
+        values, reach = np.moveaxis(np.pad(image, widths, "edge"), axis, 0), 1
+        while 2 * reach <= size:
+            values, reach = function(values[:-reach], values[reach:]), 2 * reach
+        if reach < size:
+            values = function(values[: reach - size], values[size - reach :])
+        image = np.moveaxis(values, 0, axis)
+    return image
+
+
+def closing(image, height, width):
+    """The picture without what is dark and narrower or lower than the window. It goes on beyond its rim."""
+    height, width = height + 1 - height % 2, width + 1 - width % 2
+    image = np.pad(image, ((height // 2,) * 2, (width // 2,) * 2), "edge")
+    for function in (np.maximum, np.minimum):
+        image = extreme(extreme(image, height, (0,), function), width, (1,), function)
+    return image[height // 2 :, width // 2 :][: image.shape[0] - height + 1, : image.shape[1] - width + 1]

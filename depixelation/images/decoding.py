@@ -1,0 +1,208 @@
+"""Decodes photos as viewers do: what a file holds beside its pixels spoils none, and most of a cut file is used."""
+
+import contextlib
+import io
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from datasets import FORMATS
+
+MAX_FILE_BYTES = 256 * 2**20  # a larger photo is not mended; in training it is no photo, or a zip bomb
+ENOUGH = 0.95  # share of a photo's rows that must be readable
+MAX_PROFILE_BYTES = 32 * 2**20
+COLOUR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")  # of a PNG: what its values mean
+NEEDED_CHUNKS = (*COLOUR_CHUNKS, b"iCCP", b"tRNS", b"pHYs", b"eXIf", b"acTL", b"fcTL", b"fdAT")
+XMP_TEXT = b"XML:com.adobe.xmp\0\0"  # how XMP begins that is not compressed
+BY_ROWS = ("PNG", "BMP", "DIB", "TIFF", "PPM")  # formats of which Pillow leaves rows alone that it cannot read
+
+
+class CutPhoto(ValueError):
+    """Too much of a photo is missing."""
+
+
+class Decoded(NamedTuple):
+    """What a file holds."""
+
+    image: Image.Image  # loaded, not turned yet
+    bits: int  # a channel, in the file
+    share: float  # of the rows, that could be read
+
+    def damage(self):
+        """What to tell the user of rows that are missing, or None."""
+        return None if self.share == 1 else f"only {self.share:.1%} of the rows can be read; the others are grey"
+
+
+def decode(file, prepare=lambda image: None):
+    """The Decoded photo of a binary file. prepare: called with the Pillow image before it is loaded.
+
+    Raises CutPhoto, or what Pillow or `prepare` raise.
+    """
+    try:
+        return Decoded(*_load(file, prepare), 1.0)
+    except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise
+    except Exception as error:  # whatever a broken file makes a decoder raise
+        file.seek(0)
+        data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise
+        try:
+            found = _mend(data, prepare)
+        except (MemoryError, CutPhoto):
+            raise
+        except Exception:
+            found = None
+        if found is None:
+            raise error from None
+        return found
+
+
+def size_of(file):
+    """(width, height) of the photo in a binary file, which is decoded only where Pillow cannot open it."""
+    with contextlib.suppress(ValueError, SyntaxError), Image.open(file, formats=FORMATS) as image:
+        return image.size
+    file.seek(0)
+    return decode(file).image.size
+
+
+def _load(file, prepare):
+    image = Image.open(file, formats=FORMATS)
+    bits = _bits(image)
+    prepare(image)
+    image.load()
+    return image, bits
+
+
+def _bits(image):
+    """Bits a channel of an image that is not loaded yet."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (1,)))
+    if image.format in ("JPEG2000", "AVIF"):
+        image.fp.seek(0)
+        head = image.fp.read(2**16)
+        codestream, deep = head.find(b"\xff\x4f\xff\x51"), head.find(b"av1C")
+        if image.format == "AVIF":
+            return 10 if 0 <= deep < len(head) - 6 and head[deep + 6] & 0x40 else 8
+        return (head[codestream + 42] & 0x7F) + 1 if 0 <= codestream < len(head) - 42 else 8
+    deep = any(";16" in str(tile[3]) or tile[0].startswith("ppm") and tile[3][1] > 255 for tile in image.tile)
+    return 16 if deep else 8
+
+
+def _mend(data, prepare):
+    """The Decoded photo of a file that Pillow refuses; None if nothing helps."""
+    if data.startswith(b"\xff\xd8"):
+        if not _has_all_scans(data):
+            raise CutPhoto("too much of its end is missing")
+        # After the end of a cut file noise is decoded, or nothing: rows that the file holds are the same either way.
+        noise = np.random.default_rng(0).integers(0, 255, 2**16, dtype=np.uint8).tobytes()
+        start = data.rstrip(b"\xff")
+        (image, bits), (other, _) = (_load(io.BytesIO(start + more + b"\xff\xd9"), prepare) for more in (b"", noise))
+        differ = _rows_that_differ(image, other)
+        whole = int(differ.argmax()) if differ.any() else len(differ)
+        return _checked(image, bits, whole / len(differ))
+    data = _needed_chunks(data) if data.startswith(b"\x89PNG") else data
+    with _truncated_allowed():
+        (image, bits), (other, _) = (_load(io.BytesIO(data), _filled(prepare, value)) for value in (128, 0))
+    return _checked(image, bits, 1 - _rows_that_differ(image, other).mean())
+
+
+def _checked(image, bits, share):
+    if share < ENOUGH:
+        raise CutPhoto(f"only {share:.0%} of its rows can be read")
+    return Decoded(image, bits, float(share))
+
+
+def _rows_that_differ(image, other):
+    """(H,) bool."""
+    a, b = np.asarray(image), np.asarray(other)
+    return (a != b).reshape(len(a), -1).any(axis=1)
+
+
+def _filled(prepare, value):
+    """prepare, and fill an image with a value, which stays where nothing is decoded."""
+
+    def fill(image):
+        prepare(image)
+        if image.format not in BY_ROWS:
+            raise CutPhoto("its end is missing")
+        image.im = Image.new(image.mode, image.size, (value,) * len(image.getbands())).im
+
+    return fill
+
+
+@contextlib.contextmanager
+def _truncated_allowed():
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _has_all_scans(data):
+    """Whether a JPEG has begun the last scan of each coefficient: before, a progressive one is not sharp anywhere."""
+    left, position = None, 2
+    while 0 <= (position := data.find(b"\xff", position)) < len(data) - 4:
+        marker = data[position + 1]
+        if marker == 0xFF or marker <= 0x01 or 0xD0 <= marker <= 0xD9:  # fill bytes, or without a length
+            position += 1 if marker == 0xFF else 2
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        segment = data[position + 4 : end]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame's components
+            left = {(component, k) for component in segment[6::3] for k in range(64)}
+        elif marker == 0xDA and left and len(segment) >= 4 + 2 * segment[0]:  # a scan
+            first, last, bits = segment[1 + 2 * segment[0] :][:3]
+            if not bits & 15:
+                left -= {(c, k) for c in segment[1 : 1 + 2 * segment[0] : 2] for k in range(first, last + 1)}
+        position = end
+    return left is not None and not left
+
+
+# ------------------------------------------------------------------------------------------------ PNG
+
+
+def png_chunks(file):
+    """(kind, content, whether its checksum is right) of each chunk of a PNG; of the pixels (IDAT) no content."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind == b"IDAT" or length > MAX_PROFILE_BYTES:
+            file.seek(length + 4, 1)
+            yield kind, b"", False
+            continue
+        content = file.read(length)
+        yield kind, content, file.read(4) == _checksum(kind, content)
+
+
+def _checksum(kind, content):
+    return zlib.crc32(content, zlib.crc32(kind)).to_bytes(4, "big")
+
+
+def _needed_chunks(data):
+    """A PNG without what no pixel needs: text, above all, that is too long, and chunks whose checksum is wrong."""
+    parts, position = [data[:8]], 8
+    while position + 8 <= len(data):
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        end = position + 12 + length
+        content, checksum = data[position + 8 : end - 4], data[end - 4 : end]
+        needed, right = kind in NEEDED_CHUNKS or content.startswith(XMP_TEXT), checksum == _checksum(kind, content)
+        if kind[0:1].isupper() and not right and end <= len(data):
+            raise ValueError(f"its {kind.decode(errors='replace')} is damaged")
+        if kind[0:1].isupper() or (needed and right):
+            if kind != b"iCCP" or len(inflate(content) or b"") < 2**20:  # Pillow reads no longer ones
+                parts.append(data[position:end])
+        position = end
+    return b"".join(parts)
+
+
+def inflate(chunk):
+    """The colour profile of an iCCP chunk; None if that is damaged or too long."""
+    reader = zlib.decompressobj()
+    with contextlib.suppress(zlib.error):
+        profile = reader.decompress(chunk.partition(b"\0")[2][1:], MAX_PROFILE_BYTES)
+        return profile if reader.eof else None
+    return None

@@ -1,0 +1,101 @@
+"""Areas of any shape in files that have not kept blocks to the bit, such as JPEGs."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from datasets import means_between, spread_between
+from depixelation.mosaics.area import CELL, INNER, Area
+from depixelation.mosaics.grid_fit import CAP, fit_grid
+from depixelation.mosaics.regions import as_mask, find_regions
+
+ROUGH, TIMES = 6.0, 4.0  # grey levels, and times the median, by which pixels in a block of no mosaic differ
+UNEVEN, MORE = 3.0, 2.0  # the same where a network sees no mosaic
+LIKELY = 0.4  # its chance below which it sees none
+UNSTEADY = 8.0  # grey levels: where blocks are usually so rough, that says nothing
+LEAST = 0.03  # share of an area's blocks that must be rough, at its ends, for it to be cut
+CLEAR = 0.5  # share of a shape's pixels that its grid must explain
+HALF = 0.45  # share of a block in the shape from which on it is in it
+
+
+def explained(pixels, area):
+    """How many pixels of an Area its grid explains: its size, times the share of what changes within blocks of the
+    grid moved by half a block that is gone on the grid itself."""
+    moved = replace(
+        area,
+        phase_x=(area.phase_x + area.block_width / 2) % area.block_width,
+        phase_y=(area.phase_y + area.block_height / 2) % area.block_height,
+    )
+    values, off = pixels[area.box()].astype(np.float64), []
+    for grid in (area, moved):
+        lines = grid.lines()
+        off.append(np.mean(((values - spread_between(means_between(values, *lines), *lines)) ** 2)[area.inside]))
+    return area.size * max(0.0, 1 - off[0] / max(off[1], 1e-9))
+
+
+def trimmed(pixels, area, chance):
+    """The area without the blocks at its ends that do not follow its grid, as far as a file that is not exact tells.
+
+    chance: (H, W), of each of the photo's pixels to be pixelated, as a network sees it.
+    """
+    lines, values = area.lines(), pixels[area.box()].astype(np.float64).mean(axis=2)
+    rough = np.sqrt(_inner_variance(values, lines))
+    usual = np.median(rough)
+    if area.mask is not None or min(rough.shape) < 3 or usual > UNSTEADY:
+        return area
+    if explained(pixels, area) < CLEAR * area.size:  # the grid is not right
+        return area
+    unlikely = means_between(chance[area.box()], *lines) < LIKELY
+    rough = rough > np.where(unlikely, max(UNEVEN, MORE * usual), max(ROUGH, TIMES * usual))
+    # A whole side where a network sees nothing is one of hardly visible blocks, which other cells have told of.
+    if not any(side.all() for side in (unlikely[0], unlikely[-1], unlikely[:, 0], unlikely[:, -1])):
+        rough |= unlikely
+    ends = np.zeros(rough.shape, dtype=bool)
+    edge = np.ones(rough.shape, dtype=bool)
+    edge[1:-1, 1:-1] = False
+    for region in find_regions(rough):
+        member = as_mask(region, rough.shape)
+        if (member & edge).any():
+            ends |= member
+    if not LEAST <= ends.mean() <= 0.6:
+        return area
+    return replace(area, mask=~spread_between(ends, *lines))
+
+
+def _inner_variance(values, lines):
+    """The variance within the middle of each block, (rows, columns), of (H, W) values."""
+    used, edges = [], []
+    for each in lines:
+        margins = np.floor(np.diff(each) * (1 - INNER) / 2).astype(np.int64)
+        used.append(np.concatenate([np.arange(a, b) for a, b in zip(each[:-1] + margins, each[1:] - margins)]))
+        edges.append(np.concatenate([[0], np.cumsum(np.diff(each) - 2 * margins)]))
+    inner = values[np.ix_(*used)]
+    return (means_between(inner**2, *edges) - means_between(inner, *edges) ** 2).clip(0)
+
+
+def shape_of(pixels, luma, cells, guess):
+    """The Area of any shape whose cells of CELL pixels, (h, w) bool, a network sees, or None.
+
+    guess: about the blocks' (width, height).
+    """
+    y, x = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
+    top, bottom, left, right = (int(n) * CELL for n in (y[0], y[-1] + 1, x[0], x[-1] + 1))
+    mask = cells[y[0] : y[-1] + 1, x[0] : x[-1] + 1].repeat(CELL, axis=0).repeat(CELL, axis=1)
+    inside = luma[top:bottom, left:right].astype(np.float32)
+    mask, fits = mask[: inside.shape[0], : inside.shape[1]], []
+    for axis, about in zip((1, 0), guess):
+        first, second = (np.take(mask, range(a, mask.shape[axis] - 1 + a), axis) for a in (0, 1))
+        both, change = first & second, np.minimum(np.abs(np.diff(inside, axis=axis)), CAP)
+        count = both.sum(axis=1 - axis)
+        profile = (change * both).sum(axis=1 - axis) / np.maximum(count, 1) * np.sqrt(count / max(1, count.max()))
+        fits.append(fit_grid(profile, about) if len(profile) > 4 else None)
+    if not all(fits):
+        return None
+    (width, phase_x, _), (height, phase_y, _) = fits
+    area = Area(left, top, inside.shape[1], inside.shape[0], width, height, phase_x, phase_y)
+    blocks = means_between(mask, *area.lines()) >= HALF
+    if not blocks.any():
+        return None
+    area = replace(area, mask=spread_between(blocks, *area.lines()))
+    share = explained(pixels, area) / area.size
+    return replace(area, confidence=share) if share >= CLEAR else None

@@ -1,0 +1,371 @@
+"""Exact areas of any shape: cells of a grid, whole and cut ones, that a file has kept constant."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from datasets import means_between
+from depixelation.mosaics.area import Area, grid_lines
+from depixelation.mosaics.regions import as_mask, find_regions
+
+CUT = 0.06  # share of a cut cell's pixels that must have the cell's value
+CUT_LEAST = 4  # of them, in squares of 2 x 2
+ROUNDS = 4  # of growing over cut cells
+STRONG = 0.25  # share of a cut cell from which on its neighbours are looked at, too
+ODD = 0.03  # share of a rectangle up to which cut cells around it are coincidence
+LINES_LEAST = 4  # that a fit of a grid needs
+LINE = 0.2  # of the strongest line, from which on it is one
+EXPLAINED = 0.85  # share of what changes from pixel to pixel that must be on lines
+COLOURS = 32  # drawn blocks have no more, and
+SHARE_OF_COLOURS = 0.25  # fewer than this share of the cells
+STEP = 2.5  # grey levels from a block to the next that differs, on average
+PALETTE, PALETTE_SHARE = 256, 0.6  # the same of a heat map, whose blocks
+UNLIKE = 0.85  # differ from their neighbours nearly as from any other
+TONE = 20  # grey levels by which blocks may differ from one of two tones
+NEAR = 128  # pixels around an area in which JPEG's lines are looked for
+JPEG_LINES = 1.6  # times the change elsewhere
+WHOLE = 0.97  # share of cells from which on all of a picture is pixelated, flat or not
+FEW_CELLS = 12  # whole ones in an area
+
+
+# ------------------------------------------------------------------------------------------------ the grid
+
+
+def fit_lines(changes):
+    """(side, phase) of the grid on whose lines pixels change, fractional where blocks alternate, or None.
+
+    changes: (n,) how many pixels differ from the one before, at each place. The largest side that explains them.
+    """
+    strong = np.flatnonzero(changes >= max(2, LINE * changes.max(initial=0)))
+    if len(strong) < LINES_LEAST:
+        return None
+    gaps, counts = np.unique(np.diff(strong), return_counts=True)
+    total, fits = changes.sum(), []
+    for gap in gaps[np.argsort(-counts, kind="stable")][:8]:
+        fit = _refine(strong, changes, float(gap)) if gap >= 2 else None
+        if fit:
+            side, phase = fit
+            lines = grid_lines(len(changes), side, phase)[:-1]
+            hit = changes[lines[lines > 0]]
+            if hit.sum() >= EXPLAINED * total and (hit > 0).mean() > 0.7:
+                fits.append((hit.sum() / total + 0.002 * side, side, phase))
+    return max(fits)[1:] if fits else None
+
+
+def _refine(lines, weights, side):
+    """(side, phase) such that the lines are those of a grid, rounded; None where no grid is found from this side on."""
+    middle = int(np.argmax(weights[lines]))
+    index = np.zeros(len(lines))
+    kept = np.zeros(len(lines), dtype=bool)
+    kept[middle] = True
+    for order in (range(middle + 1, len(lines)), range(middle - 1, -1, -1)):
+        last, first = middle, middle
+        for i in order:
+            steps = (lines[i] - lines[last]) / side
+            if abs(steps - round(steps)) * side <= 1.01 and round(steps):
+                index[i] = index[last] + round(steps)
+                kept[i], last = True, i
+                if abs(index[i] - index[first]) >= 2:  # what many blocks say is finer than one
+                    side = (lines[i] - lines[first]) / (index[i] - index[first])
+    if kept.sum() < LINES_LEAST:
+        return None
+    k, x = index[kept], lines[kept].astype(np.float64)
+    slope = np.polyfit(k, x, 1)[0]
+    trials = [float(round(slope)), *np.linspace(slope - 1.2 / np.ptp(k), slope + 1.2 / np.ptp(k), 241)]
+    rests = x - np.outer(trials, k)
+    half, middles = np.ptp(rests, axis=1) / 2, (rests.max(axis=1) + rests.min(axis=1)) / 2
+    if trials[0] >= 2 and half[0] == 0:
+        return trials[0], float(middles[0] % trials[0])
+    good = np.flatnonzero(half <= 0.499)
+    if not len(good):
+        return None
+    best = good[len(good) // 2] if good[0] else good[1:][len(good[1:]) // 2] if len(good) > 1 else 0
+    return float(trials[best]), float(middles[best] % trials[best])
+
+
+def line_grids(across, down, covered):
+    """(width, height, phase_x, phase_y) of the grid whose lines part constant squares, a list of one or none.
+
+    across, down: as from `alike`; covered: which pixels are in constant squares.
+    """
+    fits = []
+    for same, constant in ((across, covered), (down.T, covered.T)):
+        changes = ~same[:, 1:] & constant[:, 1:] & constant[:, :-1]
+        fits.append(fit_lines(np.append(0, changes.sum(axis=0))))
+    return [(fits[0][0], fits[1][0], fits[0][1], fits[1][1])] if all(fits) else []
+
+
+# ------------------------------------------------------------------------------------------------ the cells
+
+
+def shape_on_grid(pixels, area, same, free):
+    """The Area of any shape around an Area's box that is made of constant cells of its grid, or None.
+
+    same: what `alike` returns of the photo; free: (H, W) bool, pixels that may be in it.
+    """
+    (height, width), margins = free.shape, np.ceil([area.block_width + 1, area.block_height + 1]).astype(int)
+    margins = margins.tolist()
+    left, top, right, bottom = area.x, area.y, area.x + area.width, area.y + area.height
+    origin, found = (area.x + area.phase_x, area.y + area.phase_y), None
+    while True:
+        left, top = max(0, left - margins[0]), max(0, top - margins[1])
+        right, bottom = min(width, right + margins[0]), min(height, bottom + margins[1])
+        phases = (origin[0] - left) % area.block_width, (origin[1] - top) % area.block_height
+        window = Area(left, top, right - left, bottom - top, area.block_width, area.block_height, *phases)
+        found = _shape_in(pixels, window, area, same, free)
+        if found is None:
+            return None
+        ends = found.x + found.width, found.y + found.height
+        cut = (found.x <= left and left > 0, found.y <= top and top > 0, ends[0] >= right and right < width,
+               ends[1] >= bottom and bottom < height)
+        if not any(cut):
+            return found
+        margins = [2 * margin for margin in margins]
+        area = Area(found.x, found.y, found.width, found.height, area.block_width, area.block_height)
+
+
+def _shape_in(pixels, window, area, same, free):
+    """The largest shape within a window, an Area with a grid, that shares pixels with the area's box, or None."""
+    box, (rows, columns) = window.box(), window.lines()
+    values = pixels[box]
+    colours = np.zeros(values.shape[:2], dtype=np.int64)
+    for channel in np.moveaxis(values, 2, 0):
+        colours = colours << 8 | channel
+    touch, across = _across_lines([neighbours[box] for neighbours in same], (rows, columns))
+    equal = [neighbours[box].copy() for neighbours in same]
+    equal[0][:, columns[:-1]] = equal[1][rows[:-1]] = True
+    constant = means_between(equal[0] & equal[1] & free[box], rows, columns) == 1
+    # Cells that the window cuts are as good as whole ones only at the photo's edge.
+    for axis, (lines, start, total) in enumerate(((rows, window.y, len(pixels)), (columns, window.x, pixels.shape[1]))):
+        ends = np.ones(len(lines) - 1, dtype=bool)
+        side = (window.block_height, window.block_width)[axis]
+        ends[0] &= start == 0 or lines[1] >= np.floor(side)
+        ends[-1] &= start + lines[-1] == total or lines[-1] - lines[-2] >= np.floor(side)
+        constant &= ends.reshape((-1, 1) if axis == 0 else (1, -1))
+    cells = colours[np.ix_(rows[:-1], columns[:-1])]
+    constant &= ~_flat_ends(touch, across, constant, (rows, columns))
+    if constant.sum() < 2:
+        return None
+    mask, cellwise = _grow(values, colours, constant, (rows, columns), free[box], touch, across)
+    best = None
+    inner = slice(area.y - window.y, area.y - window.y + area.height), slice(
+        area.x - window.x, area.x - window.x + area.width
+    )
+    for region in find_regions(cellwise):
+        member = as_mask(region, cellwise.shape)
+        whole = member & constant
+        if not _like_a_photo(pixels, cells, whole, window):
+            continue
+        inside = mask & _spread(member, rows, columns)
+        if inside[inner].any() and (best is None or inside.sum() > best[0].sum()):
+            best = inside, whole
+    return _cropped(window, *best, rows, columns) if best else None
+
+
+def _cropped(window, mask, whole, rows, columns):
+    """The window, cut down to a mask; to its whole cells, if these are a rectangle and hardly anything is beside."""
+    y, x = np.flatnonzero(whole.any(axis=1)), np.flatnonzero(whole.any(axis=0))
+    if whole[y[0] : y[-1] + 1, x[0] : x[-1] + 1].all():
+        top, bottom, left, right = rows[y[0]], rows[y[-1] + 1], columns[x[0]], columns[x[-1] + 1]
+        if mask.sum() - (bottom - top) * (right - left) <= ODD * mask.sum():
+            mask = np.zeros_like(mask)
+            mask[top:bottom, left:right] = True
+    y, x = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    full = Area(window.x, window.y, window.width, window.height, window.block_width, window.block_height,
+                window.phase_x, window.phase_y, mask=mask)
+    return full.cropped(int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1)
+
+
+def _grow(values, colours, constant, lines, free, touch, across):
+    """(mask of pixels, mask of cells): the constant cells, and of those that are cut beside them what has their value.
+
+    Its squares of 2 x 2 pixels, and what touches these.
+    """
+    mask, known = _spread(constant, *lines), constant.copy()
+    number = np.arange(constant.size).reshape(constant.shape)
+    sizes = np.outer(*(np.diff(edges) for edges in lines))
+    strong, done = constant.copy(), constant.copy()
+    for _ in range(ROUNDS):
+        asked = _wider(strong) & ~done
+        if not asked.any():
+            break
+        done |= asked
+        y, x = np.nonzero(_spread(asked, *lines) & free)
+        at = _spread(number, *lines)[y, x] if len(y) else y
+        order = np.lexsort((colours[y, x], at))
+        at, y, x = at[order], y[order], x[order]
+        edges = (np.diff(at) != 0) | (np.diff(colours[y, x]) != 0)
+        starts = np.flatnonzero(np.append(True, edges)) if len(at) else at
+        counts = np.diff(np.append(starts, len(at)))
+        runs = np.repeat(np.arange(len(starts)), counts)
+        most = np.zeros(constant.size, dtype=np.int64)
+        np.maximum.at(most, at[starts], counts)
+        first = np.full(constant.size, -1)
+        hits = counts == most[at[starts]]
+        first[at[starts][hits]] = np.flatnonzero(hits)  # the last, if several are as frequent
+        chosen = runs == first[at]
+        piece = np.zeros(mask.shape, dtype=bool)
+        piece[y[chosen], x[chosen]] = True
+        solid = _squares(piece, lines)
+        solid = _touching(solid) & piece & _spread(asked, *lines)
+        counts = means_between(solid, *lines) * sizes
+        good = (counts >= np.maximum(CUT_LEAST, CUT * sizes)) & asked & ~_by_chance(values, solid, touch, across, lines)
+        mask |= solid & _spread(good, *lines)
+        known |= good
+        strong = good & (counts >= STRONG * sizes)
+    return mask, known
+
+
+def _by_chance(values, pieces, touch, across, lines):
+    """In which cells pieces of a colour go on across the grid's lines, or end without a step: (rows, columns) bool."""
+    on_lines = 3 * means_between(across * pieces, *lines) >= means_between(touch * pieces, *lines)
+    on_lines &= means_between(touch * pieces, *lines) > 0
+    steps, ends = np.zeros((2, *pieces.shape))
+    for axis, edges in enumerate(lines):
+        first, second = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
+        change = np.abs(np.diff(values.astype(np.int16), axis=axis)).max(axis=2)
+        border = pieces[first] != pieces[second]
+        border[(slice(None),) * axis + (edges[1:-1] - 1,)] = False
+        steps[first] += change * border
+        ends[first] += border
+    return on_lines | (means_between(steps, *lines) < STEP * means_between(ends, *lines))
+
+
+def _squares(mask, lines):
+    """Which pixels of a mask are in a 2 x 2 square of it that lies in one cell."""
+    inner = mask[:-1, :-1] & mask[1:, :-1] & mask[:-1, 1:] & mask[1:, 1:]
+    rows, columns = lines
+    inner[rows[1:-1] - 1] = False
+    inner[:, columns[1:-1] - 1] = False
+    result = np.zeros_like(mask)
+    for place in ((slice(None, -1), slice(None, -1)), (slice(None, -1), slice(1, None)),
+                  (slice(1, None), slice(None, -1)), (slice(1, None), slice(1, None))):
+        result[place] |= inner
+    return result
+
+
+def _touching(mask):
+    """A mask and the four neighbours of its pixels."""
+    result = mask.copy()
+    result[1:] |= mask[:-1]
+    result[:-1] |= mask[1:]
+    result[:, 1:] |= mask[:, :-1]
+    result[:, :-1] |= mask[:, 1:]
+    return result
+
+
+def _wider(mask):
+    """A mask and the eight neighbours of its pixels."""
+    rows = mask.copy()
+    rows[1:] |= mask[:-1]
+    rows[:-1] |= mask[1:]
+    result = rows.copy()
+    result[:, 1:] |= rows[:, :-1]
+    result[:, :-1] |= rows[:, 1:]
+    return result
+
+
+def _spread(cells, rows, columns):
+    return cells.repeat(np.diff(rows), axis=0).repeat(np.diff(columns), axis=1)
+
+
+def _across_lines(same, lines):
+    """Where pixels of cells touch a line of the grid, and where they equal what is across it: (H, W) int8 each."""
+    touch, equal = np.zeros((2, *same[0].shape), dtype=np.int8)
+    for axis, (neighbours, edges) in enumerate(zip(same[::-1], lines)):
+        for place in edges[1:-1]:
+            before, after = ((place - 1, place) if axis == 0 else ((slice(None), place - 1), (slice(None), place)))
+            for side in (before, after):
+                touch[side] += 1
+                equal[side] += neighbours[after]
+    return touch, equal
+
+
+def _flat_ends(touch, equal, constant, lines):
+    """Which constant cells go on across the lines around them and are connected to what is not constant: a page, a sky.
+
+    There, cells are constant by chance, unless all are.
+    """
+    if constant.mean() > WHOLE:
+        return np.zeros_like(constant)
+    flat = constant & (2 * means_between(equal, *lines) >= means_between(touch, *lines))
+    open_ends = _touching(~np.pad(constant, 1))[1:-1, 1:-1]
+    ends = np.zeros_like(constant)
+    for region in find_regions(flat):
+        member = as_mask(region, flat.shape)
+        if (member & open_ends).any():
+            ends |= member
+    return ends
+
+
+def _like_a_photo(pixels, cells, whole, window):
+    """Whether these cells, (rows, columns) bool, are as pixelated photos are: enough, of many colours, most unlike the
+    next, and by more than chance."""
+    side, count = min(window.block_width, window.block_height), int(whole.sum())
+    if count < FEW_CELLS * (3 if side < 4 else 1):
+        return False
+    inner = np.ix_(np.flatnonzero(whole.any(axis=1)), np.flatnonzero(whole.any(axis=0)))
+    if drawn(cells[inner] if whole[inner].mean() > 0.5 else cells[whole][None]):
+        return False
+    differ, steps = [], []
+    rows, columns = (edges[:-1] for edges in window.lines())
+    values = pixels[window.box()][np.ix_(rows, columns)].astype(np.int16)
+    for axis in (0, 1):
+        both = np.take(whole, range(1, whole.shape[axis]), axis) & np.take(whole, range(whole.shape[axis] - 1), axis)
+        steps.append(np.abs(np.diff(values, axis=axis)).max(axis=2)[both])
+    steps = np.concatenate(steps)
+    differ = steps > 0
+    if not differ.any() or differ.mean() < (0.9 if side <= 3 else 0.5):
+        return False
+    if steps[differ].mean() < STEP * (2 if side <= 4 else 1):
+        return False
+    at = (window.block_width, window.block_height, window.x + window.phase_x, window.y + window.phase_y)
+    if any(n % 8 for n in at):
+        return True
+    mask = _spread(whole, *window.lines())
+    return not has_jpeg_lines(pixels, replace(window, mask=mask))
+
+
+def drawn(cells):
+    """Whether blocks, (rows, columns) numbers for colours, are drawn, as pixel art, QR codes and heat maps are, and not
+    averaged: of few colours, or of a palette's without any likeness of neighbours."""
+    distinct, codes = np.unique(cells, return_inverse=True)
+    codes = codes.reshape(cells.shape)
+    if len(distinct) <= COLOURS:
+        return len(distinct) < SHARE_OF_COLOURS * cells.size
+    if len(distinct) > PALETTE or len(distinct) > PALETTE_SHARE * cells.size or min(cells.shape) < 3:
+        return False
+    levels = np.stack([distinct >> shift & 255 for shift in (0, 8, 16)], axis=1)[codes].astype(np.float64)
+    steps = np.mean([np.abs(np.diff(levels, axis=axis)).mean() for axis in (0, 1)])
+    shuffled = np.random.default_rng(0).permutation(levels.reshape(-1, 3))
+    return steps > UNLIKE * np.abs(np.diff(shuffled, axis=0)).mean()
+
+
+def two_tones(cells):
+    """Whether blocks, (rows, columns, C), have two colours and hardly any between, as a QR code's, in a JPEG too."""
+    levels = cells.mean(axis=2)
+    dark, bright = np.percentile(levels, (10, 90))
+    between = np.minimum(np.abs(levels - dark), np.abs(levels - bright)) > TONE
+    return levels.size >= FEW_CELLS and bright - dark > 5 * TONE and between.mean() < 0.05
+
+
+def has_jpeg_lines(pixels, area):
+    """Whether a photo has, near an Area, the lines of strong JPEG compression, every 8 pixels."""
+    top, left = (max(0, start - NEAR) // 8 * 8 for start in (area.y, area.x))
+    near = slice(top, area.y + area.height + NEAR), slice(left, area.x + area.width + NEAR)
+    luma = pixels[near].astype(np.int16).sum(axis=2)
+    outside = np.ones(luma.shape, dtype=bool)
+    outside[area.y - top : area.y - top + area.height, area.x - left : area.x - left + area.width] = ~area.inside
+    if outside.mean() < 0.02:
+        return False  # no JPEG makes all blocks of a picture constant
+    scores = []
+    for axis in (0, 1):
+        change = np.abs(np.diff(luma, axis=axis)).astype(np.float64)
+        both = np.take(outside, range(1, luma.shape[axis]), axis) & np.take(outside, range(luma.shape[axis] - 1), axis)
+        on = np.arange(1, luma.shape[axis]) % 8 == 0
+        parts = [
+            np.compress(chosen, change * both, axis).sum() / max(1, np.compress(chosen, both, axis).sum())
+            for chosen in (on, ~on)
+        ]
+        scores.append(parts[0] / max(parts[1], 0.1))
+    return min(scores) > JPEG_LINES

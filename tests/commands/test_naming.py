@@ -1,0 +1,86 @@
+"""--depixelate with --mask and --block_size: where the user says that photos are pixelated."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import drawn_photo
+from PIL import Image
+
+import main as entry
+from depixelation.mosaics.area import Area, pixelate_area
+
+Y, X = np.mgrid[:100, :120]
+MASK = ((X - 60) / 40) ** 2 + ((Y - 50) / 35) ** 2 <= 1
+
+
+@pytest.fixture
+def photo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pixels = drawn_photo(120, 100)
+    blocks = pixels.copy()
+    pixelate_area(blocks, Area(0, 0, 120, 100, 9.0, 9.0, average="srgb"))
+    pixels = np.where(MASK[:, :, None], blocks, pixels)
+    Image.fromarray(pixels).save("a.png")
+    Image.fromarray(MASK).save("white.png")
+    return pixels
+
+
+def restored(name="a_depixelated.png"):
+    return np.asarray(Image.open(name))
+
+
+def test_a_mask_says_what_may_change(photo, capsys):
+    assert entry.main(["--depixelate", "a.png", "--mask", "white.png", "--views", "1", "--json"]) == 0
+    (line,) = map(json.loads, capsys.readouterr().out.splitlines())
+    (area,) = line["areas"]
+    assert area["given"] and area["confidence"] is None and area["pixels"] == MASK.sum()
+    assert (area["block_width"], area["block_height"]) == (9, 9) and {"phase_x", "phase_y", "average"} <= area.keys()
+    changed = (restored() != photo).any(axis=2)
+    assert not changed[~MASK].any() and changed[MASK].mean() > 0.5
+    assert entry.main(["--depixelate", "a.png", "--mask", "white.png", "--views", "1"]) == 0
+    assert "1 have results" in (out := capsys.readouterr().out) and "--mask changes nothing there" in out
+    given = ["--mask", "white.png", "--block_size", "12x9", "--overwrite", "--views", "1"]
+    assert entry.main(["--depixelate", "a.png", *given]) == 0
+    assert "blocks of 12 x 9, given" in capsys.readouterr().out
+    assert not (restored() != photo).any(axis=2)[~MASK].any()
+    assert entry.main(["--depixelate", "a.png", "--mask", "white.png", "--preview"]) == 0
+    drawn = (restored("a_preview.png") != photo).any(axis=2)
+    assert drawn.any() and not drawn[~MASK].any()
+
+
+def test_a_folder_of_masks(photo, tmp_path, capsys):
+    """By the photos' names; where one is missing, a line says so. Masks in the photos' folder are no photos."""
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "photos" / "masks").mkdir(parents=True)
+    for name in ("a", "b"):
+        Image.fromarray(photo).save(tmp_path / "photos" / f"{name}.png")
+    Image.fromarray(MASK).save(tmp_path / "photos" / "masks" / "a.png")
+    command = ["--depixelate", "photos", "--mask", "photos/masks", "--views", "1"]
+    assert entry.main(command) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(error) == 1 and "b.png" in error[0] and "photos/masks" in error[0]
+    assert (tmp_path / "photos" / "a_depixelated.png").exists()
+    assert not list((tmp_path / "photos" / "masks").glob("*depixelated*"))
+
+
+@pytest.mark.parametrize(
+    "status, words, options",
+    [
+        (2, "give one of them", ["--mask", "white.png", "--area", "1", "2", "30", "40"]),
+        (2, "--area X Y", ["--block_size", "8"]),
+        (2, "block_size", ["--area", "1", "2", "30", "40", "--block_size", "8x"]),
+        (2, "does not exist", ["--mask", "none.png"]),
+        (2, "keep photos and masks apart", ["--mask", "a.png"]),
+        (1, "no white pixels", ["--mask", "black.png"]),
+        (1, "draw the mask on the photo", ["--mask", "small.png"]),
+        (1, "not a readable picture", ["--mask", "text.png"]),
+    ],
+)
+def test_mistakes_are_named(photo, tmp_path, capsys, status, words, options):
+    Image.new("L", (120, 100)).save("black.png")
+    Image.new("L", (20, 10), 255).save("small.png")
+    (tmp_path / "text.png").write_text("x")
+    assert entry.main(["--depixelate", "a.png", *options]) == status
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert words in error and not (tmp_path / "a_depixelated.png").exists()
