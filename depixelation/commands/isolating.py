@@ -53,14 +53,17 @@ def find_things(grey, kind, judge=None):
     things = separate(ink, dark_on_light, kind)
     if kind != "digits" or judge is None:
         return things
-    found = things_on_uneven(grey)
-    best, most = things, 0.0
-    for candidate in [things, *found] if found else ():
+    sheet = any(is_sheet(thing, grey.shape) for thing in things)
+    found = things_on_uneven(grey, sheet)
+    best, most = next((each for each in found if each), things) if sheet else things, 0.0
+    for candidate in [*([things] * (not sheet)), *found] if found else ():
         heights = np.array([thing.box[3] - thing.box[1] for thing in candidate])
         sure = judge(candidate) if candidate else np.zeros(0, bool)
-        score = heights[sure].sum()  # the holes of a 0 are not as high as it is
+        if not sure.any():
+            continue
+        kept = sure | (heights > heights[sure].max() / 2)  # the rest is the grain of a table
+        score = heights[sure].sum() - heights[kept & ~sure].sum() / 4  # the holes of a 0 are not as high as it is
         if score > most:
-            kept = sure | (heights > heights[sure].max() / 2)  # the rest is the grain of a table
             best, most = [thing for thing, keep in zip(candidate, kept) if keep], score
     return best
 
@@ -123,8 +126,11 @@ def in_reading_order(things):
 # ------------------------------------------------------------------------------------------------ uneven backgrounds
 
 
-def things_on_uneven(grey):
-    """[dark things, light things] of a picture whose background is not even, or has lines; [] where it is even."""
+def things_on_uneven(grey, sheet):
+    """[dark things, light things] of a picture whose background is not even, or has lines; [] where it is even.
+
+    sheet: whether it shows a sheet of paper, which may be what would leave an even background.
+    """
     scale = max(1.0, max(grey.shape) / WORK)
     small = Image.fromarray(grey.astype(np.float32))
     if scale > 1:
@@ -137,7 +143,7 @@ def things_on_uneven(grey):
     found, even = [], False
     for dark_on_light in (True, False):
         ink, flat = strokes(small if dark_on_light else 255 - small, relative=dark_on_light)
-        even |= flat
+        even |= flat and not sheet
         if strongest(ink) >= LEAST_INK:
             things = separate(ink, dark_on_light, "digits", scale)
             found.append([t for t in things if not touches_rim(t, grey.shape) and not is_sheet(t, grey.shape)])

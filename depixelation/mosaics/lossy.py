@@ -13,7 +13,8 @@ ROUGH, TIMES = 6.0, 4.0  # grey levels, and times the median, by which pixels in
 UNEVEN, MORE = 3.0, 2.0  # the same where a network sees no mosaic
 LIKELY = 0.4  # its chance below which it sees none
 UNSTEADY = 8.0  # grey levels: where blocks are usually so rough, that says nothing
-LEAST = 0.03  # share of an area's blocks that must be rough, at its ends, for it to be cut
+LEAST, MOST = 0.08, 0.6  # share of an area's blocks that must be rough, at its ends, for it to be cut
+CORNERS = 3  # of its four that must be among them: what is round leaves them out
 CLEAR = 0.5  # share of a shape's pixels that its grid must explain
 HALF = 0.45  # share of a block in the shape from which on it is in it
 
@@ -57,7 +58,7 @@ def trimmed(pixels, area, chance):
         member = as_mask(region, rough.shape)
         if (member & edge).any():
             ends |= member
-    if not LEAST <= ends.mean() <= 0.6:
+    if not LEAST <= ends.mean() <= MOST or ends[[0, 0, -1, -1], [0, -1, 0, -1]].sum() < CORNERS:
         return area
     return replace(area, mask=~spread_between(ends, *lines))
 

@@ -149,7 +149,7 @@ def noisy_picture(deviation, shape=(1, 60, 70)):
     y, x = np.mgrid[: shape[1], : shape[2]]
     clean = np.broadcast_to(110 + 40 * np.sin(x / 9) * np.cos(y / 11), shape)
     noisy = clean + 255 * deviation * np.random.default_rng(0).standard_normal(shape)
-    return torch.from_numpy(clean.round().astype(np.uint8)), torch.from_numpy(noisy.clip(0, 255).round().astype(np.uint8))
+    return tuple(torch.from_numpy(part.clip(0, 255).round().astype(np.uint8)) for part in (clean, noisy))
 
 
 def test_the_strength_of_noise_is_measured():
