@@ -75,6 +75,13 @@ def test_a_mask_says_what_may_change(photo):
     assert np.array_equal(result[~mask], pixels[~mask]) and not np.array_equal(result[mask], pixels[mask])
 
 
+def test_a_block_size_may_be_given(photo):
+    _, pixels = photo
+    for block_size, sides in ((12, (12, 12)), ((8, 4), (8, 4))):
+        (area,) = restore(pixels, [PLACE], block_size=block_size).areas
+        assert (area.block_width, area.block_height) == sides and area.confidence is None
+
+
 def test_a_seed_draws_another_original(photo):
     _, pixels = photo
     small = np.ascontiguousarray(pixels[25:75, 35:95, :1])[:, :, 0]
@@ -91,6 +98,8 @@ def test_a_seed_draws_another_original(photo):
         (ValueError, "shape", {"image": np.zeros((9, 9, 4), np.uint8)}),
         (ValueError, "mask must be bool", {"mask": np.zeros((3, 3), bool)}),
         (ValueError, "not both", {"mask": np.zeros((60, 60), bool), "areas": []}),
+        (ValueError, "block_size must be", {"areas": [(5, 5, 20, 20)], "block_size": 1}),
+        (ValueError, "one of them, too", {"block_size": 8}),
         (UserError, "does not lie in", {"areas": [(50, 0, 20, 20)]}),
         (UserError, "2 pixels", {"areas": [(5, 5, 1, 9)]}),
         (UserError, "realism", {"realism": 2}),
