@@ -71,6 +71,8 @@ def test_config_file_has_the_defaults():
         ("preview", [0, None]),
         ("json", ["x"]),
         ("block_size", [1, 2.5, "x"]),
+        ("mask", ["", 3]),
+        ("page", [1, "yes"]),
         ("grid", ["photo", None]),
         ("average", ["mean", 1]),
         ("quality", [0, 101, "best"]),

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from datasets import to_grayscale
 from depixelation.commands import Command
+from depixelation.commands.each_photo import exit_status
 from depixelation.commands.isolating import LEAST_INK, find_things, ink_on_corners, strongest
 from depixelation.engine.models import load_models
 from depixelation.engine.options import ModelOptions
@@ -154,7 +155,7 @@ class Reader:
 def predict_pictures(task, options, paths):
     """--predict: print the class of each thing in each picture, a line each, and draw them with their labels.
 
-    Returns 1 where a picture could not be read, which does not end the work on the others.
+    A picture that cannot be read does not end the work on the others. Returns the exit_status.
     """
     sheet = sheet_path(task.config)
     check_outputs([(sheet, "picture")], paths)
@@ -173,7 +174,7 @@ def predict_pictures(task, options, paths):
         plot_sheet(grid_rows(*zip(*cells)), sheet)
         which = f" (the first {MAX_SHOWN} or so)" if len(cells) >= 2 * MAX_SHOWN else ""
         print(f"Pictures with their labels{which}: {display_path(sheet)}")
-    return 1 if failed else 0
+    return exit_status(failed, len(paths))
 
 
 def tell(path, kind, things, images, likely, sure):

@@ -111,7 +111,8 @@ def load_finder(sensitivity, device, precision):
 def depixelate(task, options, paths):
     """Restore the pixelated areas of photos, and write them beside the photos or to --output.
 
-    Returns 1 where a photo could not be read or written, which does not end the work on the others.
+    Returns 1 where a photo could not be read or written, which does not end the work on the others; 2 where nothing
+    may be written.
     """
     suffixes = WRITTEN[2:] if options.preview else (*WRITTEN[:2], *sample_suffixes(options.samples))
     check_given(options)
@@ -144,7 +145,7 @@ def depixelate(task, options, paths):
         line = f"{failed} of {len(files)} photos failed, {skipped} have results, left as they are without --overwrite"
         line += f"; --{named_again(options)} changes nothing there" if skipped and named_again(options) else ""
         print(line, file=sys.stderr if options.json else sys.stdout)
-    return 1 if failed else status
+    return 2 if all(problem for *_, problem in files) else 1 if failed else status
 
 
 def page_path(options, paths, files):

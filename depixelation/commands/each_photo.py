@@ -11,7 +11,7 @@ from utils import UserError, display_path
 
 
 def for_each_photo(paths, suffixes, begin, output=None, overwrite=True, result=RESULT):
-    """Call work(photo, base) for all photos of files and folders, where work = begin(). Returns the exit status.
+    """Call work(photo, base) for all photos of files and folders, where work = begin(). Returns the exit_status.
 
     suffixes: of the files that it writes for each, whose names begin with base; without overwrite, photos that have all
     of them are skipped. output, result: see photo_jobs.
@@ -29,7 +29,12 @@ def for_each_photo(paths, suffixes, begin, output=None, overwrite=True, result=R
     if skipped or (failed and len(jobs) > 1):
         kept = f", {skipped} have results, left as they are without --overwrite" if not overwrite else ""
         print(f"{failed} of {len(jobs)} photos failed{kept}")
-    return 1 if failed else 0
+    return exit_status(failed, len(jobs))
+
+
+def exit_status(failed, count):
+    """That of a command on so many photos: 2 where it could not be done for any, 1 for some."""
+    return 2 if failed == count else 1 if failed else 0
 
 
 def attempt(path, base, work):

@@ -23,6 +23,7 @@ class Model:
     trained_with: Config | None = None
     record: list = field(default_factory=list)  # training_record
     score: float | None = None  # the deciding one, when the model was saved
+    asked_for: bool = True  # False: a reference beside those that were named
 
 
 def training_record(checkpoint):

@@ -104,14 +104,17 @@ def images_with_truth(config, options, models, colour=False):
     if not models and config.images == "synthetic":
         chosen = _held_out(cache, config)
     digests = thumbnail_digests(cache, range(len(cache))) if models else None
-    unknown = {}
+    unknown, beside = {}, set()
     for model in models:
         for entry in model.record:
             held_out = np.isin(digests, entry["held_out"].numpy())
             if held_out.any():
                 chosen &= held_out
             elif (entry["images"] == "synthetic") == (config.images == "synthetic"):  # perhaps the same images
-                unknown.setdefault(entry["images"], []).append(model.name)
+                if model.asked_for:
+                    unknown.setdefault(entry["images"], []).append(model.name)
+                else:
+                    beside.add(model.name)
                 if not len(entry["held_out"]) and _stem(entry["images"]) == _stem(config.images):
                     chosen &= _held_out(cache, model.trained_with if options.validation_fraction is None else config)
     if not chosen.any():
@@ -122,7 +125,10 @@ def images_with_truth(config, options, models, colour=False):
             f"warning: {', '.join(dict.fromkeys(names))}: trained on {trained_on}, and no record shows that the "
             f"{source} were held out; if they were not, the score is too good"
         )
-    return cache, np.flatnonzero(chosen), words + ", held out of training" * bool(models and not unknown)
+    if models and not unknown:
+        words += ", held out of training"
+        words += f"; of {', '.join(sorted(beside))} no record shows it" if beside else ""
+    return cache, np.flatnonzero(chosen), words
 
 
 def _held_out(cache, config):

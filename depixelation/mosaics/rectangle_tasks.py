@@ -193,6 +193,7 @@ class RestorationTask(Adversarial, RectangleTask):
         if os.path.exists(REFERENCE):
             loaded = load_network(self, REFERENCE, device)
             reference = as_model(self, REFERENCE, *loaded, precision, ModelOptions())
+            reference.asked_for = False
             models = models + [reference] * (reference.name not in [model.name for model in models])
         return super().compared(models, device, precision)
 

@@ -108,7 +108,7 @@ def test_pictures_that_cannot_be_labelled_are_one_line(trained_digits, tmp_path,
     for line, name, words in zip(lines, ("text", "blank", "gone"), ("not a readable", "shows nothing", "No such file")):
         assert f"{name}.png" in line and words in line
     assert len(lines) == 3 and "one.png: label 1" in output.out and output.out.count("label ") == 1
-    assert entry.main([*command, str(tmp_path / "text.png")]) == 1 and "label" not in capsys.readouterr().out
+    assert entry.main([*command, str(tmp_path / "text.png")]) == 2 and "label" not in capsys.readouterr().out
 
 
 def test_predict_refuses_the_models_of_other_tasks(trained_digits, tmp_path, capsys):

@@ -87,7 +87,7 @@ def test_missing_files_and_downloads_are_one_line(run, tmp_path, monkeypatch, ca
     (tmp_path / "half" / "train-labels-idx1-ubyte").unlink()
     for images, parts in (
         ("FashionMNIST", ("cannot be downloaded", "no network", "by hand", os.path.join("FashionMNIST", "raw"))),
-        (str(tmp_path / "nowhere"), ("no folder",)),
+        (str(tmp_path / "nowhere"), ("not a folder",)),
         (str(tmp_path / "empty"), ("holds no train-images-idx3-ubyte",)),
         (str(tmp_path / "half"), ("lacks the file train-labels-idx1-ubyte",)),
     ):
