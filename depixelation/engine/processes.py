@@ -45,7 +45,7 @@ def set_rng_state(state):
 
 
 def keep_freed_memory():
-    """Have glibc keep freed memory: returned to the system, each step's activations would be faulted in anew (10 %)."""
+    """Have glibc keep freed memory. Otherwise each step fetches its pages anew, which takes 10 % longer."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library
             mallopt = ctypes.CDLL(None).mallopt
@@ -63,8 +63,8 @@ def choose_device(name):
 def choose_precision(name, device, kept=None):
     """ "auto", "float32" or "bfloat16" -> torch.dtype. On a CPU auto times a convolution of either kind.
 
-    kept: "float32" or "bfloat16", in which a model was validated. Auto stays with it, so that the model predicts the
-    same at each start, but where the other takes less than half of the time.
+    kept: "float32" or "bfloat16", in which a model was validated. Auto keeps it, so that the model always predicts the
+    same, unless the other takes less than half of the time.
     """
     if name != "auto":
         return getattr(torch, name)
@@ -84,23 +84,23 @@ def choose_precision(name, device, kept=None):
 
 
 class PeerLost(Exception):
-    """Another process of this training has ended. It says why; this one has nothing to add."""
+    """Another process of this training has ended. That one says why; this one stays silent."""
 
 
 class Processes:
     """The processes that train together: those that torchrun started, or this one alone.
 
-    Each computes the gradients of its share of every batch; all apply their mean, and so have the same weights. The
-    first, of rank 0, validates, prints and writes files.
+    Each computes the gradients of its share of every batch. All apply the mean gradient, so their weights stay equal.
+    Rank 0 validates, prints and writes files.
     """
 
     def __init__(self):
         self.rank, self.count = 0, 1
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # RANK and WORLD_SIZE alone may be left from anything
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # RANK and WORLD_SIZE alone may be leftovers
             self.rank, self.count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
     def join(self, device):
-        """Meet the others, where there are any. Returns the device of this process."""
+        """Connect to the other processes, if any. Returns the device of this process."""
         if self.count == 1:
             return device
         if device.type == "cuda":
@@ -112,7 +112,7 @@ class Processes:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
-        # They wait for the first also while it decodes photos and validates.
+        # The timeout covers rank 0's decoding and validation: the others wait for it.
         distributed.init_process_group(backend, timeout=datetime.timedelta(hours=6))
         return device
 
@@ -121,19 +121,19 @@ class Processes:
             distributed.destroy_process_group()
 
     def wrap(self, network, device):
-        """The network for forward passes in training: of its gradients each process gets the mean."""
+        """The network for forward passes in training; it averages the gradients over the processes."""
         if self.count == 1:
             return network
         return nn.parallel.DistributedDataParallel(network, [device] if device.type == "cuda" else None)
 
     def shares(self, order):
-        """The batches of this process: every count-th key of each batch; where none is left for it, the first key."""
+        """The batches of this process: every count-th key of each batch, or the first key if none is left for it."""
         for batch in order:
             yield batch[self.rank :: self.count] or batch[:1]
 
     @contextlib.contextmanager
     def _together(self):
-        """What all processes do at once fails in each where one of them has gone."""
+        """Raise PeerLost where a collective operation fails: one of the processes has ended."""
         try:
             yield
         except RuntimeError as error:
@@ -148,7 +148,7 @@ class Processes:
         return number
 
     def gather(self, numbers, device):
-        """A few numbers of each process: (count, len(numbers)) float64 tensor on the CPU."""
+        """The numbers of all processes: a (count, len(numbers)) float64 tensor on the CPU."""
         mine = torch.tensor([numbers], dtype=torch.float64)
         if self.count == 1:
             return mine
@@ -159,7 +159,7 @@ class Processes:
         return torch.cat(parts).cpu()
 
     def agree(self, value):
-        """What the first process has for value."""
+        """The value that rank 0 passed."""
         values = [value]
         if self.count > 1:
             with self._together():
@@ -167,7 +167,7 @@ class Processes:
         return values[0]
 
     def collect(self, value):
-        """What each process has for value, in a list."""
+        """The values that the processes passed, as a list."""
         values = [value] * self.count
         if self.count > 1:
             with self._together():
@@ -176,7 +176,7 @@ class Processes:
 
     @contextlib.contextmanager
     def first_alone(self):
-        """The first process runs the block before the others do."""
+        """Rank 0 runs the block before the others do."""
         if self.rank:
             with self._together():
                 distributed.barrier()
@@ -191,13 +191,13 @@ class Processes:
 
 @contextlib.contextmanager
 def quiet():
-    """Nothing is printed in the block, except through an exception."""
+    """Print nothing in the block, except through an exception."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
 
 
 class _Stream:
-    """An output that never fails: its reader may be gone, its encoding may lack a character of a file's name."""
+    """An output that never fails, even if its reader has gone or its encoding lacks a character of a file's name."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -218,9 +218,9 @@ class _Stream:
 
 @contextlib.contextmanager
 def lasting_output():
-    """What is printed in the block is never an error, whatever became of the terminal or pipe."""
+    """Let printing in the block never fail, whatever became of the terminal or pipe."""
     with open(os.devnull, "w") as nowhere:
-        for number in (1, 2):  # closed by the shell: else the next file to be opened would take its place
+        for number in (1, 2):  # closed by the shell: the next open file would take its number
             try:
                 os.fstat(number)
             except OSError:
@@ -231,12 +231,12 @@ def lasting_output():
         for stream in streams:
             try:
                 stream.flush()
-            except OSError:  # Python would try again at its end, and complain
+            except OSError:  # Python would try again at exit, and complain
                 os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def shortage(error, training=False):
-    """What to tell the user of a lack of memory, or of a process that was ended for it; None for any other error."""
+    """What to tell the user about a lack of memory, files or processes; None for any other error."""
     text = str(error)
     number = getattr(error, "errno", None)
     if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:
@@ -260,15 +260,16 @@ def shortage(error, training=False):
     return None
 
 
-OPEN_FILES, WORKER_FILES = 24, 12  # at most: of training without workers; four pipes and two batches of each worker
+OPEN_FILES, WORKER_FILES = 24, 12  # upper bounds: training without workers; pipes and batches of each worker
 INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Interrupts:
-    """Notes Ctrl-C, SIGTERM and SIGHUP in .received, so that the step can be finished; the same again is at once.
+    """Notes Ctrl-C, SIGTERM and SIGHUP in .received, so that the step can be finished. The same signal again stops at
+    once.
 
-    (torchrun answers Ctrl-C, which reaches all processes, with a SIGTERM to each.) Signals that were ignored, as nohup
-    does, stay so.
+    (torchrun answers Ctrl-C, which reaches all processes, with a SIGTERM to each.) Ignored signals stay ignored: nohup
+    relies on that.
     """
 
     def __init__(self, loud=True):
@@ -280,15 +281,15 @@ class Interrupts:
         return self
 
     def check(self):
-        """Where no step is to be finished. (Raised at once, it may be lost: Python drops what is raised in a fork.)"""
+        """Raise KeyboardInterrupt if a signal came. (A handler cannot: Python drops exceptions raised in a fork.)"""
         if self.received:
             raise KeyboardInterrupt
 
     def _note(self, number, frame):
         if self.received == number:
             raise KeyboardInterrupt
-        if not self.received and self.loud:  # print is not for signal handlers
-            with contextlib.suppress(OSError):  # a terminal that was closed, which must not cost the state
+        if not self.received and self.loud:  # print is not safe in signal handlers
+            with contextlib.suppress(OSError):  # a closed terminal must not cost the state
                 os.write(2, b"\nStopping after this step; again: at once, without saving.\n")
         self.received = self.received or number
 
@@ -299,8 +300,8 @@ class Interrupts:
 
 @contextlib.contextmanager
 def workers_end(when=BaseException):
-    """Ends the processes that a block started when it fails so. They ignore signals: Python, its pools and PyTorch send
-    them SIGTERM, and would then wait for them forever.
+    """Kill the processes that the block started if it raises `when`. They ignore SIGTERM, which Python, its pools and
+    PyTorch would send them, and then wait forever.
     """
     before = multiprocessing.active_children()
     try:
@@ -317,8 +318,8 @@ def workers_end(when=BaseException):
 
 @contextlib.contextmanager
 def _no_interrupts():
-    """Signals are ignored in the block; so is what PyTorch does when its workers end."""
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+    """Ignore signals in the block, and PyTorch's handler for workers that end."""
+    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
         yield
         return
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTS}
@@ -332,12 +333,12 @@ def _no_interrupts():
 
 
 def check_open_files(workers):
-    """Raises UserError where the system lets a program open fewer files than so many workers need.
+    """Raise UserError if the system lets a program open fewer files than so many workers need.
 
-    What they lack in the middle they would print, not raise, and the program would wait for their batches forever.
+    A worker that runs out of files later only prints the error, and the program would wait for its batch forever.
     """
     try:
-        import resource  # which Windows lacks, as it does such a limit
+        import resource  # Windows lacks it, and such a limit
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         needed = OPEN_FILES + workers * WORKER_FILES
@@ -355,7 +356,7 @@ def check_open_files(workers):
 
 
 def start_worker(worker=None):
-    """Called first in worker processes: they leave signals to the process that started them, and end when it does."""
+    """Called first in a worker: it leaves signals to the process that started it, and ends when that does."""
     for number in INTERRUPTS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
@@ -364,4 +365,4 @@ def start_worker(worker=None):
 def _end_with(parent):
     while os.getppid() == parent:
         time.sleep(1)
-    os._exit(1)  # killed: nobody would ever tell this process to end
+    os._exit(1)  # the parent was killed: nobody else would end this process
