@@ -37,6 +37,7 @@ from depixelation.tasks.depixelation import Depixelation  # noqa: E402
 from utils import ROOT  # noqa: E402
 
 CPU = torch.device("cpu")
+MEASURED = ("OddUNet", "BasicCNN", "DeePixV1")  # networks of the table
 
 
 def row(what, value, unit):
@@ -281,8 +282,6 @@ def measure_network(name, dtype, dataset, matmul, shares):
     mixed = collate([dataset[key] for _ in range(4) for key in next(mixed)])  # 256 images, as --predict takes them
     predictor = Predictor(network.eval(), CPU, dtype)
     row(f"{label}: restored images a second", rate(lambda: restore(predictor, *mixed[:2]), 256), "1/s")
-    if name == "IdentityModel":
-        return
     window_side = getattr(network, "window_side", None)
     size, count = (Depixelation.Config().batch_size, 16) if window_side else (32, 2)
     keys = itertools.islice(dataset.batches(size, 0, window_side), count)
@@ -317,7 +316,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", default="synthetic")
     parser.add_argument("--minutes", type=float, nargs="*", default=[], help="train from nothing for so long, each")
-    parser.add_argument("--photos", type=int, default=35000, help="how many the memory is measured with (of a zip)")
+    parser.add_argument("--photos", type=int, default=35000, help="to measure memory with, of a zip; 0: do not")
     text = "train three sizes, for so long each; none: draw anew"
     parser.add_argument("--scaling", type=float, nargs="*", metavar="MINUTES", help=text)
     arguments = parser.parse_args()
@@ -334,7 +333,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         dataset = measure_data(arguments.images, folder)
         matmul = measure_machine(precision)
-        for name in Depixelation.networks:
+        for name in MEASURED:
             for dtype, speed in matmul.items():
                 if speed > matmul[torch.float32] / 2:  # else bfloat16 is emulated, and would take minutes a step
                     measure_network(name, dtype, dataset, speed, name == "OddUNet" and dtype == precision)
@@ -344,7 +343,7 @@ def main():
                 score = float(train(arguments.images, minutes, fresh, fresh)["score"])
                 taken = (time.perf_counter() - start) / 60
             row(f"score after {taken:.1f} minutes, {minutes:g} of them training", score, "")
-        if zipfile.is_zipfile(arguments.images):
+        if arguments.photos and zipfile.is_zipfile(arguments.images):
             measure_memory(arguments.images, arguments.photos, folder)
 
 
