@@ -1,4 +1,4 @@
-"""Decodes photos as viewers do: what a file holds beside its pixels spoils none, and most of a cut file is used."""
+"""Decodes photos as leniently as viewers do: bad metadata is skipped, and most of a truncated file is used."""
 
 import contextlib
 import io
@@ -10,13 +10,13 @@ from PIL import Image, ImageFile
 
 from datasets import FORMATS
 
-MAX_FILE_BYTES = 256 * 2**20  # a larger photo is not mended; in training it is no photo, or a zip bomb
+MAX_FILE_BYTES = 256 * 2**20  # larger damaged photos are not mended; in training, larger files are taken for zip bombs
 ENOUGH = 0.95  # share of a photo's rows that must be readable
 MAX_PROFILE_BYTES = 32 * 2**20
-COLOUR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")  # of a PNG: what its values mean
+COLOUR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")  # chunks of a PNG that say what its values mean
 NEEDED_CHUNKS = (*COLOUR_CHUNKS, b"iCCP", b"tRNS", b"pHYs", b"eXIf", b"acTL", b"fcTL", b"fdAT")
-XMP_TEXT = b"XML:com.adobe.xmp\0\0"  # how XMP begins that is not compressed
-BY_ROWS = ("PNG", "BMP", "DIB", "TIFF", "PPM")  # formats of which Pillow leaves rows alone that it cannot read
+XMP_TEXT = b"XML:com.adobe.xmp\0\0"  # how uncompressed XMP begins
+BY_ROWS = ("PNG", "BMP", "DIB", "TIFF", "PPM")  # in these, Pillow leaves unreadable rows as they were
 
 
 class CutPhoto(ValueError):
@@ -24,14 +24,14 @@ class CutPhoto(ValueError):
 
 
 class Decoded(NamedTuple):
-    """What a file holds."""
+    """A decoded photo."""
 
-    image: Image.Image  # loaded, not turned yet
-    bits: int  # a channel, in the file
-    share: float  # of the rows, that could be read
+    image: Image.Image  # loaded, not turned upright yet
+    bits: int  # per channel, in the file
+    share: float  # of its rows that could be read
 
     def damage(self):
-        """What to tell the user of rows that are missing, or None."""
+        """A line for the user about rows that are missing. None if there are none."""
         return None if self.share == 1 else f"only {self.share:.1%} of the rows can be read; the others are grey"
 
 
@@ -44,7 +44,7 @@ def decode(file, prepare=lambda image: None):
         return Decoded(*_load(file, prepare), 1.0)
     except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise
-    except Exception as error:  # whatever a broken file makes a decoder raise
+    except Exception as error:  # a broken file makes decoders raise anything
         file.seek(0)
         data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
@@ -96,7 +96,7 @@ def _mend(data, prepare):
     if data.startswith(b"\xff\xd8"):
         if not _has_all_scans(data):
             raise CutPhoto("too much of its end is missing")
-        # After the end of a cut file noise is decoded, or nothing: rows that the file holds are the same either way.
+        # Decode twice, with noise after the file's end and without. Rows that the file holds come out the same.
         noise = np.random.default_rng(0).integers(0, 255, 2**16, dtype=np.uint8).tobytes()
         start = data.rstrip(b"\xff")
         (image, bits), (other, _) = (_load(io.BytesIO(start + more + b"\xff\xd9"), prepare) for more in (b"", noise))
@@ -122,7 +122,7 @@ def _rows_that_differ(image, other):
 
 
 def _filled(prepare, value):
-    """prepare, and fill an image with a value, which stays where nothing is decoded."""
+    """A `prepare` that also fills the image with a value, which stays where nothing is decoded."""
 
     def fill(image):
         prepare(image)
@@ -143,11 +143,11 @@ def _truncated_allowed():
 
 
 def _has_all_scans(data):
-    """Whether a JPEG has begun the last scan of each coefficient: before, a progressive one is not sharp anywhere."""
+    """Whether a JPEG has begun the last scan of each coefficient. Before that, a progressive one is sharp nowhere."""
     left, position = None, 2
     while 0 <= (position := data.find(b"\xff", position)) < len(data) - 4:
         marker = data[position + 1]
-        if marker == 0xFF or marker <= 0x01 or 0xD0 <= marker <= 0xD9:  # fill bytes, or without a length
+        if marker == 0xFF or marker <= 0x01 or 0xD0 <= marker <= 0xD9:  # fill bytes, or markers without a length
             position += 1 if marker == 0xFF else 2
             continue
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
@@ -166,7 +166,7 @@ def _has_all_scans(data):
 
 
 def png_chunks(file):
-    """(kind, content, whether its checksum is right) of each chunk of a PNG; of the pixels (IDAT) no content."""
+    """Yield each chunk of a PNG: (kind, content, whether its checksum is right). Pixels (IDAT) come without content."""
     file.seek(8)
     while len(head := file.read(8)) == 8:
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
@@ -183,7 +183,10 @@ def _checksum(kind, content):
 
 
 def _needed_chunks(data):
-    """A PNG without what no pixel needs: text, above all, that is too long, and chunks whose checksum is wrong."""
+    """Drop chunks of a PNG that its pixels do not need, if they are damaged or, as long texts, stop Pillow.
+
+    Raises ValueError if a chunk that the pixels need is damaged.
+    """
     parts, position = [data[:8]], 8
     while position + 8 <= len(data):
         length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
@@ -193,7 +196,7 @@ def _needed_chunks(data):
         if kind[0:1].isupper() and not right and end <= len(data):
             raise ValueError(f"its {kind.decode(errors='replace')} is damaged")
         if kind[0:1].isupper() or (needed and right):
-            if kind != b"iCCP" or len(inflate(content) or b"") < 2**20:  # Pillow reads no longer ones
+            if kind != b"iCCP" or len(inflate(content) or b"") < 2**20:  # Pillow refuses longer profiles
                 parts.append(data[position:end])
         position = end
     return b"".join(parts)
