@@ -1,4 +1,4 @@
-"""Pixelated areas that a file has kept to the bit: their blocks are constant, so they are found exactly."""
+"""Pixelated areas that the file kept to the bit: their blocks are constant, so they are found exactly."""
 
 from dataclasses import replace
 from functools import reduce
@@ -11,29 +11,29 @@ from depixelation.mosaics.area import Area
 from depixelation.mosaics.regions import SMALLEST, region_boxes
 from depixelation.mosaics.shapes import drawn, has_jpeg_lines, line_grids, shape_on_grid, two_tones
 
-MOST = 200  # boxes of a photo, the largest, that are looked at for exact blocks
-MEASURED = 2048  # pixels a side of an area, from its corner, in which the size of its blocks is measured
-GRIDS_TRIED = 3  # in each
-SMALLEST_STEP = 2.5  # grey levels from a block to the next, on average, twice that where chance is near; in gradients 1
+MOST = 200  # largest boxes of a photo that are searched for exact blocks
+MEASURED = 2048  # pixels a side of an area's corner, in which its block size is measured
+GRIDS_TRIED = 3  # in each box
+SMALLEST_STEP = 2.5  # least mean difference of neighbouring blocks, in grey levels; gradients have about 1
 BY_CHANCE = 12  # with fewer constant blocks, small or on JPEG's grid, it may be coincidence
-AROUND = 16  # pixels around a found area in which its exact edges are looked for
-WHOLE_SIDE = 0.1  # pixels by which the fit of a whole number may be off
-MORE = 1.05  # times the pixels of the largest rectangle that a shape must have to be taken for it
-SAME = 0.5  # share of an area that makes it the same as another
-ROUNDING = 0.01  # grey levels by which blocks that are constant seem not to be, in floating point
+AROUND = 16  # pixels around a found area that may hold its exact edges
+WHOLE_SIDE = 0.1  # pixels; a fitted side that is nearer to a whole number is that number
+MORE = 1.05  # a shape replaces the largest rectangle if it has so many times its pixels
+SAME = 0.5  # two areas are the same if they share this much
+ROUNDING = 0.01  # grey levels by which constant blocks seem to vary, in floating point
 
 
 def estimate_block_size(values):
-    """The size of the blocks in a pixelated rectangle, (H, W, C), also where a JPEG has blurred them a little.
+    """Estimate the block size of a pixelated rectangle, (H, W, C), even if a JPEG has blurred it a little.
 
-    It is the largest for which the blocks are as constant as for the best one: exactly, or else up to 2 grey levels.
+    It is the largest size whose blocks are constant, or else as constant as the best size's up to 2 grey levels.
     """
     values = values[:MEASURED, :MEASURED].astype(np.int64)
     height, width = values.shape[:2]
     square = (values**2).sum()
-    sums = np.pad(values.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0), (0, 0)))  # of all above and to the left
+    sums = np.pad(values.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0), (0, 0)))  # of all values above and to the left
     sizes, spreads = range(2, max(height, width) + 1), []
-    for size in sizes:  # the mean square about the means of blocks is that about 0 less that of the means
+    for size in sizes:  # the variance within blocks is the mean square of all values less that of the blocks' means
         rows, columns = (np.append(np.arange(0, length, size), length) for length in (height, width))
         blocks = np.diff(np.diff(sums[np.ix_(rows, columns)], axis=0), axis=1)
         counts = np.diff(rows)[:, None, None] * np.diff(columns)[:, None]
@@ -44,9 +44,9 @@ def estimate_block_size(values):
 
 
 def alike(pixels):
-    """(across, down): which pixels of a photo, (H, W, C), equal the one to their left, and above: (H, W) bool each.
+    """Compare each pixel of a photo, (H, W, C), to the one on its left, and to the one above: (across, down).
 
-    Those at the photo's edge do.
+    (H, W) bool each, True where they are equal, and at the photo's left or upper edge.
     """
     across, down = np.ones((2, *pixels.shape[:2]), dtype=bool)
     for channel in np.moveaxis(pixels, 2, 0):
@@ -56,7 +56,7 @@ def alike(pixels):
 
 
 def find_constant(across, down):
-    """Which pixels belong to a constant 2x2 square, (H, W) bool, by what `alike` returns."""
+    """Pixels that belong to a constant square of 2 x 2: (H, W) bool. across, down: from `alike`."""
     return _covered(across[:-1, 1:] & across[1:, 1:] & down[1:, 1:], 2, 2)
 
 
@@ -79,7 +79,7 @@ def _all_true(mask, height, width):
 
 
 def _covered(starts, height, width):
-    """Which pixels lie in one of the rectangles of this size that begin where starts is True."""
+    """Pixels that lie in a rectangle of this size whose upper left corner is one of the True `starts`."""
     return ~_all_true(~np.pad(starts, ((height - 1,) * 2, (width - 1,) * 2)), height, width)
 
 
@@ -114,13 +114,13 @@ def _largest_below(heights, left, bottom):
 
 
 def find_exact(pixels):
-    """The Areas whose blocks the file has kept to the bit, as a PNG does.
+    """Find the Areas whose blocks the file kept to the bit, as a PNG does.
 
-    Of each region of constant pixels those, one after the other, that a grid of blocks explains.
+    Each region of constant pixels gives, one after another, the areas that a grid of blocks explains.
     """
     same, found, looked_at = alike(pixels), [], set()
     covered = opened(find_constant(*same), SMALLEST - 1, SMALLEST - 1)
-    free = np.ones(covered.shape, dtype=bool)  # of areas that were found
+    free = np.ones(covered.shape, dtype=bool)  # False in the areas found so far
     while len(looked_at) < MOST:
         boxes = list(islice((box for box in region_boxes(covered) if box not in looked_at), MOST - len(looked_at)))
         looked_at.update(boxes)
@@ -131,7 +131,7 @@ def find_exact(pixels):
                 found.append(area)
                 free[area.box()] &= ~area.inside
                 covered[area.box()] &= ~area.inside
-        if len(found) == before:  # else there may be more in what is left
+        if len(found) == before:  # otherwise the rest may hold more
             break
     return found
 
@@ -139,12 +139,12 @@ def find_exact(pixels):
 def _largest_exact(pixels, box, free, same, covered):
     """The largest exact Area that begins in a box (top, bottom, left, right), or None.
 
-    free, same: see exact_area. covered: which pixels are in constant squares.
+    free, same: see exact_area. covered: (H, W) bool, the pixels in constant squares.
     """
-    # Blocks of which a pixel's width is left have no constant square, and lie beside the box.
+    # Cut blocks one pixel wide hold no constant square, so they lie beside the box.
     top, bottom, left, right = int(max(0, box[0] - 1)), box[1] + 1, int(max(0, box[2] - 1)), box[3] + 1
     inside, trials = pixels[top:bottom, left:right], []
-    if not covered[box[0] : box[1], box[2] : box[3]].any():  # found by now
+    if not covered[box[0] : box[1], box[2] : box[3]].any():  # all of it was found before
         return None
     if min(np.count_nonzero(steps > SMALLEST_STEP) for steps in _steps(inside)) < SMALLEST:
         return None
@@ -155,7 +155,7 @@ def _largest_exact(pixels, box, free, same, covered):
         trials.append(exact_area(pixels, area, 0, free, same))
     for area in list(filter(None, trials)):
         wider = exact_area(pixels, area, max(area.width, area.height), free, same)
-        while wider and wider.width * wider.height > area.width * area.height:  # the box has cut it
+        while wider and wider.width * wider.height > area.width * area.height:  # the box had cut it
             area, wider = wider, exact_area(pixels, wider, max(wider.width, wider.height), free, same)
         trials.append(area)
     good = [area for area in trials if area and is_exact(pixels, area) and free[area.box()].all()]
@@ -164,7 +164,7 @@ def _largest_exact(pixels, box, free, same, covered):
         largest = None
     shapes = list(filter(None, (shape_on_grid(pixels, area, same, free) for area in begun)))
     most = max((area.size for area in shapes), default=0)
-    shapes = [area for area in shapes if MORE * area.size >= most]  # parts of a side fit as well as the side
+    shapes = [area for area in shapes if MORE * area.size >= most]  # a fraction of the true side fits as well
     shape = max(shapes, key=lambda area: area.block_width * area.block_height, default=None)
     return shape if shape and (not largest or shape.size > MORE * largest.size) else largest
 
@@ -202,18 +202,20 @@ def _whole_blocks(area):
 
 
 def _steps(values):
-    """Yields by how many grey levels each pixel of (H, W, C) differs from the one above, and from the one to the left,
-    in the channel in which it does most. uint8."""
+    """Yield how far each pixel of (H, W, C) uint8 is from the one above, then from the one to its left.
+
+    In grey levels of the channel that differs most, as uint8.
+    """
     for a, b in ((values[1:], values[:-1]), (values[:, 1:], values[:, :-1])):
         steps = np.maximum(a, b) - np.minimum(a, b)
         yield reduce(np.maximum, np.moveaxis(steps, 2, 0))
 
 
 def exact_grids(across, down):
-    """(width, height, phase_x, phase_y) of the square blocks, some at most, that constant runs of pixels speak for.
+    """Propose grids of square blocks, GRIDS_TRIED at most: [(width, height, phase_x, phase_y)].
 
-    Runs along rows and columns vote for their length and their start modulo that, as an Area's phases. across, down:
-    as from `alike`.
+    Each constant run of pixels along a row or column votes for its length, and for its start modulo that, as an Area's
+    phases. across, down: from `alike`.
     """
     votes = []
     for neighbours in (across, down.T):
@@ -229,11 +231,11 @@ def exact_grids(across, down):
 
 
 def exact_area(pixels, area, around=AROUND, free=None, same=None):
-    """An Area that was found with the edges that its blocks have to the bit, or None where a file has not kept them.
+    """Move the edges of a found Area to where its exact blocks end. None if the file did not keep them.
 
-    The largest rectangle in which each pixel equals its left and its upper neighbour, but on lines of the grid.
-    around: pixels around it in which its edges may lie. free: (H, W) bool, pixels that may be in it; None: all.
-    same: what `alike` returns, where that is known.
+    The result is the largest rectangle whose pixels equal their left and upper neighbours, except on the grid's lines.
+    around: pixels around the area that may hold its edges. free: (H, W) bool, the pixels that may belong to it; None:
+    all. same: what `alike` returns, if that is known.
     """
     sides = [round(side) for side in (area.block_width, area.block_height)]
     if max(abs(area.block_width - sides[0]), abs(area.block_height - sides[1])) > WHOLE_SIDE:
@@ -243,13 +245,13 @@ def exact_area(pixels, area, around=AROUND, free=None, same=None):
     same = [neighbours[box] for neighbours in same] if same else alike(pixels[box])
     first = round(area.x + area.phase_x) - x, round(area.y + area.phase_y) - y
     on_line = [(np.arange(n) - start) % side == 0 for n, side, start in zip(same[0].shape[::-1], sides, first)]
-    on_line[0][0] = on_line[1][0] = True  # what is before is not looked at
+    on_line[0][0] = on_line[1][0] = True  # the pixels before these are outside of the window
     equal = (same[0] | on_line[0]) & (same[1] | on_line[1][:, None])
     equal = opened(equal if free is None else equal & free[box], 2 * sides[1] + 1, 2 * sides[0] + 1)
-    if not equal.any():  # and smaller ones is_exact does not believe
+    if not equal.any():  # is_exact would refuse smaller ones
         return None
     left, top, width, height = _largest_rectangle(equal)
-    # A first column that is not on a line equals the one before, which is of the same block then; so do rows.
+    # Off the grid's lines, a first column equals the one before, so both are of one block. The same goes for rows.
     left_more, top_more = not on_line[0][left], not on_line[1][top]
     if free is not None and not free[box][top - top_more : top + height, left - left_more : left + width].all():
         left_more = top_more = 0
@@ -260,9 +262,10 @@ def exact_area(pixels, area, around=AROUND, free=None, same=None):
 
 
 def is_exact(pixels, area):
-    """Whether an area is made of constant blocks, and like a photo: 3 a side at least, most unlike the next.
+    """Whether an area has constant blocks and looks like a photo: 3 or more a side, most unlike their neighbours.
 
-    2 a side are whole; more where they are small, or on the grid of JPEG, whose blocks are constant in smooth places.
+    At least 2 a side must be whole, and BY_CHANCE in all if they are small or on JPEG's grid: where a photo is smooth,
+    JPEG makes constant blocks.
     """
     (rows, columns), side = area.lines(), min(area.block_width, area.block_height)
     whole = _whole_blocks(area)
@@ -276,9 +279,9 @@ def is_exact(pixels, area):
 
 
 def square_area(pixels, rectangle):
-    """The Area of a rectangle (x, y, width, height) of square blocks.
+    """Fit square blocks to a rectangle (x, y, width, height). Returns an Area.
 
-    On the grid that the file has kept to the bit, or else on one that begins at the rectangle's corner.
+    Its grid is the one that the file kept to the bit; otherwise it begins at the rectangle's corner.
     """
     x, y, width, height = rectangle
     inside = pixels[y : y + height, x : x + width]
