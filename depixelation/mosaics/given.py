@@ -1,4 +1,4 @@
-"""Areas that the user points out, as rectangles or as a mask: their grids are measured inside, or given too."""
+"""Areas that the user names, as rectangles or as a mask. Their blocks are measured, unless these are named too."""
 
 from dataclasses import replace
 
@@ -13,14 +13,14 @@ from depixelation.mosaics.regions import as_mask, find_regions
 from depixelation.mosaics.shapes import line_grids
 
 LEAST = 4  # pixels of an area
-ALIKE = 0.97  # of the best grid's pixels: larger blocks that explain as many are taken
-FIRST = 0.97  # of the change on the best lines: a grid that begins at the area's corner is taken
+ALIKE = 0.97  # larger blocks win if they explain this share of the best grid's pixels
+FIRST = 0.97  # a grid from the area's corner wins if its lines change this share of what the best lines change
 
 
 def given_areas(pixels, rectangles=(), mask=None, block=None):
     """The Areas of rectangles (x, y, width, height), or of the connected regions of a mask, (H, W) bool.
 
-    block: (width, height) of all blocks, in pixels; None: as it is measured in each area. Their confidence is None.
+    block: (width, height) of all blocks, in pixels; None: measured in each area. The areas' confidence is None.
     """
     areas = [_measured(pixels, Area(*each, 1.0, 1.0), block) for each in rectangles]
     for rows, starts, ends in find_regions(mask) if mask is not None else ():
@@ -34,7 +34,7 @@ def given_areas(pixels, rectangles=(), mask=None, block=None):
 
 
 def _measured(pixels, area, block):
-    """The area with a grid: blocks of this (width, height), or of what size is measured."""
+    """The area on a grid of blocks of this (width, height). None: as measured."""
     if block:
         return _with_grid(area, (*map(float, block), *(_phase(pixels, area, axis, block[axis]) for axis in (0, 1))))
     if area.mask is None:
@@ -53,7 +53,7 @@ def _measured(pixels, area, block):
     y, x = box
     fitted = fit_area(to_luma(pixels), (y.start, y.stop, x.start, x.stop))
     trials = [square]
-    if fitted:  # its edges may have been moved
+    if fitted:  # it may have moved the edges
         phases = (fitted.x + fitted.phase_x - area.x), (fitted.y + fitted.phase_y - area.y)
         trials.append(_with_grid(area, (fitted.block_width, fitted.block_height, *phases)))
     told = [explained(pixels, each) for each in trials]
@@ -68,13 +68,13 @@ def _with_grid(area, grid):
 
 
 def _square_grid(pixels, area):
-    """Of square blocks from the corner of the area's box on."""
+    """(width, height, phase_x, phase_y) of square blocks in the area's box, see square_area."""
     square = square_area(pixels, (area.x, area.y, area.width, area.height))
     return square.block_width, square.block_height, square.phase_x, square.phase_y
 
 
 def _is_exact(pixels, area):
-    """Whether the area's blocks are constant, several of them, within its mask."""
+    """Whether the area has several blocks along x and y, all constant within its mask."""
     across, down = alike(pixels[area.box()])
     rows, columns = area.lines()
     across[:, columns[:-1]] = down[rows[:-1]] = True
@@ -85,7 +85,7 @@ def _is_exact(pixels, area):
 
 
 def _phase(pixels, area, axis, side):
-    """Where, along an axis (0: x), blocks of this side begin in an area: where most changes, or else at its corner."""
+    """The phase of blocks of this side along an axis (0: x): where pixels change most; 0 if that is nearly as good."""
     values, inside = pixels[area.box()].astype(np.float64).mean(axis=2), area.inside
     if axis == 0:
         values, inside = values.T, inside.T
