@@ -1,4 +1,4 @@
-"""Areas of any shape in files that have not kept blocks to the bit, such as JPEGs."""
+"""Areas of any shape in lossy files, such as JPEGs, whose blocks are not quite constant."""
 
 from dataclasses import replace
 
@@ -9,19 +9,22 @@ from depixelation.mosaics.area import CELL, INNER, Area
 from depixelation.mosaics.grid_fit import CAP, fit_grid
 from depixelation.mosaics.regions import as_mask, find_regions
 
-ROUGH, TIMES = 6.0, 4.0  # grey levels, and times the median, by which pixels in a block of no mosaic differ
-UNEVEN, MORE = 3.0, 2.0  # the same where a network sees no mosaic
-LIKELY = 0.4  # its chance below which it sees none
-UNSTEADY = 8.0  # grey levels: where blocks are usually so rough, that says nothing
-LEAST, MOST = 0.08, 0.6  # share of an area's blocks that must be rough, at its ends, for it to be cut
-CORNERS = 3  # of its four that must be among them: what is round leaves them out
+ROUGH, TIMES = 6.0, 4.0  # a block is rough if it deviates by more grey levels, and more times the median deviation
+UNEVEN, MORE = 3.0, 2.0  # the same limits where the network sees no mosaic
+LIKELY = 0.4  # below this chance the network sees no mosaic
+UNSTEADY = 8.0  # grey levels; if blocks usually deviate more, roughness says nothing
+LEAST, MOST = 0.08, 0.6  # an area is cut if this share of its blocks is rough and at its ends,
+CORNERS = 3  # with so many of its four corners, which a round mosaic leaves out
 CLEAR = 0.5  # share of a shape's pixels that its grid must explain
-HALF = 0.45  # share of a block in the shape from which on it is in it
+HALF = 0.45  # a block belongs to a shape that covers this share of it
 
 
 def explained(pixels, area):
-    """How many pixels of an Area its grid explains: its size, times the share of what changes within blocks of the
-    grid moved by half a block that is gone on the grid itself."""
+    """How many pixels of an Area its grid explains.
+
+    It is the area's size times 1 - a / b. Within blocks, pixels vary by a on the grid, and by b on the grid moved by
+    half a block.
+    """
     moved = replace(
         area,
         phase_x=(area.phase_x + area.block_width / 2) % area.block_width,
@@ -35,9 +38,9 @@ def explained(pixels, area):
 
 
 def trimmed(pixels, area, chance):
-    """The area without the blocks at its ends that do not follow its grid, as far as a file that is not exact tells.
+    """The area without the rough blocks at its ends, which do not follow its grid; all of it where that is not clear.
 
-    chance: (H, W), of each of the photo's pixels to be pixelated, as a network sees it.
+    chance: (H, W), the network's probability that each of the photo's pixels is pixelated.
     """
     lines, values = area.lines(), pixels[area.box()].astype(np.float64).mean(axis=2)
     rough = np.sqrt(_inner_variance(values, lines))
@@ -48,7 +51,7 @@ def trimmed(pixels, area, chance):
         return area
     unlikely = means_between(chance[area.box()], *lines) < LIKELY
     rough = rough > np.where(unlikely, max(UNEVEN, MORE * usual), max(ROUGH, TIMES * usual))
-    # A whole side where a network sees nothing is one of hardly visible blocks, which other cells have told of.
+    # Where the network sees no mosaic along a whole side, its blocks are hardly visible rather than absent.
     if not any(side.all() for side in (unlikely[0], unlikely[-1], unlikely[:, 0], unlikely[:, -1])):
         rough |= unlikely
     ends = np.zeros(rough.shape, dtype=bool)
@@ -75,9 +78,9 @@ def _inner_variance(values, lines):
 
 
 def shape_of(pixels, luma, cells, guess):
-    """The Area of any shape whose cells of CELL pixels, (h, w) bool, a network sees, or None.
+    """Fit an Area of any shape to the cells of CELL pixels, (h, w) bool, that the network sees. None if no grid fits.
 
-    guess: about the blocks' (width, height).
+    guess: the approximate (width, height) of its blocks.
     """
     y, x = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
     top, bottom, left, right = (int(n) * CELL for n in (y[0], y[-1] + 1, x[0], x[-1] + 1))
