@@ -1,4 +1,4 @@
-"""Makes pictures with pixelated areas at known places, of all kinds that programs produce, to train and measure on."""
+"""Makes pictures with pixelated areas at known places, as programs produce them, to train and to measure on."""
 
 import io
 
@@ -11,9 +11,9 @@ from depixelation.images.synthetic import synthetic_colour_image
 from depixelation.mosaics.area import AVERAGES, CELL, SCALES, SIDES, Area, pixelate_area
 
 FORMATS = {"PNG": None, "JPEG 95": (95, 0), "JPEG 80": (80, 2), "scaled JPEG 80": (80, 2)}  # quality, subsampling
-VISIBLE = 3.0  # grey levels of change along each edge of an area; less, as in a clear sky, is invisible
-LARGE = 10_000  # pixels of an area; smaller ones have more weight in training
-REACH = 128  # pixels; the finder does not distinguish edges beyond
+VISIBLE = 3.0  # grey levels that each edge of an area must change by; less, as in a clear sky, is invisible
+LARGE = 10_000  # pixels; areas below this size have more weight in training
+REACH = 128  # pixels; the finder does not tell edges beyond this distance apart
 
 
 def compress(pixels, quality, subsampling):
@@ -33,8 +33,8 @@ def _to_image(pixels):
 def draw_areas(rng, pixels, count, skew=1.0):
     """Pixelate up to `count` random areas of a picture, in place. Returns a list of Area.
 
-    They may touch, but not overlap. Each is visible: its outer blocks differ from the original along every edge.
-    skew: above 1, more small blocks.
+    Areas may touch, but do not overlap. Each is visible: along every edge its blocks differ from the original.
+    skew: above 1, more blocks are small.
     """
     (height, width), areas = pixels.shape[:2], []
     for _ in range(6 * count):
@@ -117,7 +117,7 @@ class Mosaics(Dataset):
         self.names = [cache.names[index] for index in indices]
 
     def source(self, rng, photo, side, cut=(0.5, 2)):
-        """A piece of a photo, cut[0] to cut[1] times `side`, as (side, side, 3) uint8; now and then a drawn image."""
+        """Scale a piece of a photo, cut[0] to cut[1] times `side`, to (side, side, 3) uint8. 3 % are drawn images."""
         if rng.random() < 0.03:
             return synthetic_colour_image(self.seed, int(rng.integers(2**31)), side)
         height, width = photo.shape[:2]
@@ -128,8 +128,10 @@ class Mosaics(Dataset):
         return np.asarray(image)[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
 
     def make(self, rng, photo, side, file, count, skew=1.0, mosaic=True):
-        """(pixels, (side, side, 3) uint8; list of Area). file: a key of FORMATS, or None for any in between. skew: see
-        `draw_areas`. mosaic False: the same picture before it was pixelated.
+        """Make a picture: (pixels, (side, side, 3) uint8; list of Area).
+
+        file: a key of FORMATS; None: any quality. skew: see `draw_areas`. mosaic: False leaves out the pixelation
+        alone, and the picture stays the same otherwise.
         """
         scale = draw_scale(rng, file)
         first = -(-side // scale) if scale != 1 else side
@@ -148,13 +150,13 @@ class Mosaics(Dataset):
 
 
 def draw_scale(rng, file):
-    """Draw a picture's scale after it was pixelated. file: a key of FORMATS, or None for any in between."""
+    """Draw the factor by which a picture is scaled after pixelation. file: a key of FORMATS; None: any."""
     scale = float(np.exp(rng.uniform(*np.log(SCALES)))) if file == "scaled JPEG 80" else 1.0
     return float(np.exp(rng.uniform(*np.log(SCALES)))) if file is None and rng.random() < 0.4 else scale
 
 
 def stored_before(rng, pixels):
-    """The pixels, now and then after JPEG compression: photos are often JPEGs before they are pixelated."""
+    """Compress 30 % of pictures as JPEG: photos are often JPEGs before they are pixelated."""
     return compress(pixels, int(rng.integers(20, 96)), int(rng.choice((0, 2)))).copy() if rng.random() < 0.3 else pixels
 
 
@@ -165,7 +167,7 @@ def resize(rng, side, *pictures):
 
 
 def store(rng, pixels, file):
-    """The pixels after storage in such a file. file: see draw_scale."""
+    """The pixels after they were stored in a file of this kind, see draw_scale."""
     lossy = FORMATS[file] if file else (int(rng.integers(60, 101)), int(rng.choice((0, 2))))
     return compress(pixels, *lossy) if lossy and (file or rng.random() < 0.7) else pixels
 
