@@ -2,10 +2,10 @@
 
 import numpy as np
 
-SMALLEST = 6  # pixels a side; smaller areas are not looked for
+SMALLEST = 6  # pixels a side; smaller areas are ignored
 UNEVEN = 0.06  # share of a region by which it may differ from a rectangle
 GAIN = 0.5  # share of this difference that may remain after a cut
-STEPS = 12  # largest steps in a region's outline, at which cuts are tried
+STEPS = 12  # cuts are tried at so many of the largest steps in a region's outline
 THIN = 0.35  # rows or columns below this share of a region's longest one are outgrowths
 PART = 4  # cells; smaller parts of a region are discarded
 
@@ -26,7 +26,7 @@ def find_regions(mask):
     for row in range(1, len(mask)):
         above, own, end = int(first[row - 1]), int(first[row]), int(first[row + 1])
         stop = own
-        while above < stop and own < end:  # both from left to right
+        while above < stop and own < end:  # walk through both rows from left to right
             if starts[above] < ends[own] and starts[own] < ends[above]:
                 parent[root(own)] = root(above)
             if ends[above] < ends[own]:
@@ -67,7 +67,7 @@ def region_boxes(mask):
 
 
 def split(region):
-    """Cut a region, (h, w) bool, at steps of its outline, as long as that makes rectangles; a list of regions."""
+    """Cut a region, (h, w) bool, at steps of its outline, while that brings it closer to rectangles: a list."""
     differs = _unlike_box(region)
     best, parts = GAIN * differs, None
     for axis in (0, 1) if differs > max(PART, UNEVEN * region.sum()) else ():
