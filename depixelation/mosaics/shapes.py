@@ -1,4 +1,4 @@
-"""Exact areas of any shape: cells of a grid, whole and cut ones, that a file has kept constant."""
+"""Exact areas of any shape: whole and cut cells of a grid that the file kept constant."""
 
 from dataclasses import replace
 
@@ -8,33 +8,34 @@ from datasets import means_between
 from depixelation.mosaics.area import Area, grid_lines
 from depixelation.mosaics.regions import as_mask, find_regions
 
-CUT = 0.06  # share of a cut cell's pixels that must have the cell's value
-CUT_LEAST = 4  # of them, in squares of 2 x 2
-ROUNDS = 4  # of growing over cut cells
-STRONG = 0.25  # share of a cut cell from which on its neighbours are looked at, too
-ODD = 0.03  # share of a rectangle up to which cut cells around it are coincidence
-LINES_LEAST = 4  # that a fit of a grid needs
-LINE = 0.2  # of the strongest line, from which on it is one
-EXPLAINED = 0.85  # share of what changes from pixel to pixel that must be on lines
-COLOURS = 32  # drawn blocks have no more, and
-SHARE_OF_COLOURS = 0.25  # fewer than this share of the cells
-STEP = 2.5  # grey levels from a block to the next that differs, on average
-PALETTE, PALETTE_SHARE = 256, 0.6  # the same of a heat map, whose blocks
-UNLIKE = 0.85  # differ from their neighbours nearly as from any other
-TONE = 20  # grey levels by which blocks may differ from one of two tones
-NEAR = 128  # pixels around an area in which JPEG's lines are looked for
-JPEG_LINES = 1.6  # times the change elsewhere
-WHOLE = 0.97  # share of cells from which on all of a picture is pixelated, flat or not
-FEW_CELLS = 12  # whole ones in an area
+CUT = 0.06  # a cut cell counts if this share of its pixels has one value,
+CUT_LEAST = 4  # and at least so many pixels, in squares of 2 x 2
+ROUNDS = 4  # how often a shape grows over cut cells
+STRONG = 0.25  # share of a cut cell that must be constant before the shape grows on from it
+ODD = 0.03  # cut cells around a rectangle are coincidence up to this share of it
+LINES_LEAST = 4  # lines that the fit of a grid needs
+LINE = 0.2  # a line changes at least this share of the pixels that the strongest line changes
+EXPLAINED = 0.85  # share of all changes between pixels that must lie on the grid's lines
+COLOURS = 32  # drawn blocks have at most so many colours,
+SHARE_OF_COLOURS = 0.25  # and fewer colours than this share of the cells
+STEP = 2.5  # least mean difference of neighbouring blocks that differ, in grey levels
+PALETTE, PALETTE_SHARE = 256, 0.6  # the same limits for heat maps. Their neighbouring blocks
+UNLIKE = 0.85  # differ by at least this share of the difference between random blocks
+TONE = 20  # grey levels; a block farther from both tones lies between them
+NEAR = 128  # pixels around an area that are searched for JPEG's lines
+JPEG_LINES = 1.6  # how many times as much JPEG's lines change as other places
+WHOLE = 0.97  # above this share of constant cells, all of a picture is pixelated, even where it is flat
+FEW_CELLS = 12  # whole cells that an area needs
 
 
 # ------------------------------------------------------------------------------------------------ the grid
 
 
 def fit_lines(changes):
-    """(side, phase) of the grid on whose lines pixels change, fractional where blocks alternate, or None.
+    """Fit a grid, (side, phase), to the places where pixels change. None if no grid fits.
 
-    changes: (n,) how many pixels differ from the one before, at each place. The largest side that explains them.
+    changes: (n,) how many pixels differ from the one before, at each place. The largest side that explains them is
+    returned. Where the sides of blocks alternate, side and phase are fractions.
     """
     strong = np.flatnonzero(changes >= max(2, LINE * changes.max(initial=0)))
     if len(strong) < LINES_LEAST:
@@ -53,7 +54,7 @@ def fit_lines(changes):
 
 
 def _refine(lines, weights, side):
-    """(side, phase) such that the lines are those of a grid, rounded; None where no grid is found from this side on."""
+    """Refine a guessed side to (side, phase), so that the grid's rounded lines are those given; None if none fits."""
     middle = int(np.argmax(weights[lines]))
     index = np.zeros(len(lines))
     kept = np.zeros(len(lines), dtype=bool)
@@ -65,7 +66,7 @@ def _refine(lines, weights, side):
             if abs(steps - round(steps)) * side <= 1.01 and round(steps):
                 index[i] = index[last] + round(steps)
                 kept[i], last = True, i
-                if abs(index[i] - index[first]) >= 2:  # what many blocks say is finer than one
+                if abs(index[i] - index[first]) >= 2:  # many blocks tell the side more finely than one
                     side = (lines[i] - lines[first]) / (index[i] - index[first])
     if kept.sum() < LINES_LEAST:
         return None
@@ -84,9 +85,9 @@ def _refine(lines, weights, side):
 
 
 def line_grids(across, down, covered):
-    """(width, height, phase_x, phase_y) of the grid whose lines part constant squares, a list of one or none.
+    """The grid whose lines separate constant squares: [(width, height, phase_x, phase_y)], or [] if there is none.
 
-    across, down: as from `alike`; covered: which pixels are in constant squares.
+    across, down: from `alike`. covered: (H, W) bool, the pixels in constant squares.
     """
     fits = []
     for same, constant in ((across, covered), (down.T, covered.T)):
@@ -99,9 +100,9 @@ def line_grids(across, down, covered):
 
 
 def shape_on_grid(pixels, area, same, free):
-    """The Area of any shape around an Area's box that is made of constant cells of its grid, or None.
+    """Extend an Area to the connected constant cells of its grid: an Area of any shape, or None.
 
-    same: what `alike` returns of the photo; free: (H, W) bool, pixels that may be in it.
+    same: what `alike` returns for the photo. free: (H, W) bool, the pixels that may belong to it.
     """
     (height, width), margins = free.shape, np.ceil([area.block_width + 1, area.block_height + 1]).astype(int)
     margins = margins.tolist()
@@ -125,7 +126,7 @@ def shape_on_grid(pixels, area, same, free):
 
 
 def _shape_in(pixels, window, area, same, free):
-    """The largest shape within a window, an Area with a grid, that shares pixels with the area's box, or None."""
+    """The largest shape in a window (an Area with a grid) that shares pixels with the area's box, or None."""
     box, (rows, columns) = window.box(), window.lines()
     values = pixels[box]
     colours = np.zeros(values.shape[:2], dtype=np.int64)
@@ -135,7 +136,7 @@ def _shape_in(pixels, window, area, same, free):
     equal = [neighbours[box].copy() for neighbours in same]
     equal[0][:, columns[:-1]] = equal[1][rows[:-1]] = True
     constant = means_between(equal[0] & equal[1] & free[box], rows, columns) == 1
-    # Cells that the window cuts are as good as whole ones only at the photo's edge.
+    # A cell that the window cuts counts as whole only at the photo's edge.
     for axis, (lines, start, total) in enumerate(((rows, window.y, len(pixels)), (columns, window.x, pixels.shape[1]))):
         ends = np.ones(len(lines) - 1, dtype=bool)
         side = (window.block_height, window.block_width)[axis]
@@ -163,7 +164,7 @@ def _shape_in(pixels, window, area, same, free):
 
 
 def _cropped(window, mask, whole, rows, columns):
-    """The window, cut down to a mask; to its whole cells, if these are a rectangle and hardly anything is beside."""
+    """Crop the window to a mask. If its whole cells form a rectangle with hardly anything beside it, crop to that."""
     y, x = np.flatnonzero(whole.any(axis=1)), np.flatnonzero(whole.any(axis=0))
     if whole[y[0] : y[-1] + 1, x[0] : x[-1] + 1].all():
         top, bottom, left, right = rows[y[0]], rows[y[-1] + 1], columns[x[0]], columns[x[-1] + 1]
@@ -177,9 +178,9 @@ def _cropped(window, mask, whole, rows, columns):
 
 
 def _grow(values, colours, constant, lines, free, touch, across):
-    """(mask of pixels, mask of cells): the constant cells, and of those that are cut beside them what has their value.
+    """Grow the constant cells over cut cells beside them. Returns (mask of pixels, mask of cells).
 
-    Its squares of 2 x 2 pixels, and what touches these.
+    Of a cut cell, the pixels of its most frequent colour belong: those in squares of 2 x 2, and those touching these.
     """
     mask, known = _spread(constant, *lines), constant.copy()
     number = np.arange(constant.size).reshape(constant.shape)
@@ -202,7 +203,7 @@ def _grow(values, colours, constant, lines, free, touch, across):
         np.maximum.at(most, at[starts], counts)
         first = np.full(constant.size, -1)
         hits = counts == most[at[starts]]
-        first[at[starts][hits]] = np.flatnonzero(hits)  # the last, if several are as frequent
+        first[at[starts][hits]] = np.flatnonzero(hits)  # the last of equally frequent colours
         chosen = runs == first[at]
         piece = np.zeros(mask.shape, dtype=bool)
         piece[y[chosen], x[chosen]] = True
@@ -217,7 +218,7 @@ def _grow(values, colours, constant, lines, free, touch, across):
 
 
 def _by_chance(values, pieces, touch, across, lines):
-    """In which cells pieces of a colour go on across the grid's lines, or end without a step: (rows, columns) bool."""
+    """Cells whose piece of one colour crosses the grid's lines, or ends without a step: (rows, columns) bool."""
     on_lines = 3 * means_between(across * pieces, *lines) >= means_between(touch * pieces, *lines)
     on_lines &= means_between(touch * pieces, *lines) > 0
     steps, ends = np.zeros((2, *pieces.shape))
@@ -232,7 +233,7 @@ def _by_chance(values, pieces, touch, across, lines):
 
 
 def _squares(mask, lines):
-    """Which pixels of a mask are in a 2 x 2 square of it that lies in one cell."""
+    """Pixels of a mask in squares of 2 x 2 that lie in the mask and in one cell: (H, W) bool."""
     inner = mask[:-1, :-1] & mask[1:, :-1] & mask[:-1, 1:] & mask[1:, 1:]
     rows, columns = lines
     inner[rows[1:-1] - 1] = False
@@ -270,7 +271,7 @@ def _spread(cells, rows, columns):
 
 
 def _across_lines(same, lines):
-    """Where pixels of cells touch a line of the grid, and where they equal what is across it: (H, W) int8 each."""
+    """How many of the grid's lines each pixel touches, and how many of the pixels across equal it: (H, W) int8 each."""
     touch, equal = np.zeros((2, *same[0].shape), dtype=np.int8)
     for axis, (neighbours, edges) in enumerate(zip(same[::-1], lines)):
         for place in edges[1:-1]:
@@ -282,9 +283,9 @@ def _across_lines(same, lines):
 
 
 def _flat_ends(touch, equal, constant, lines):
-    """Which constant cells go on across the lines around them and are connected to what is not constant: a page, a sky.
+    """Constant cells of flat regions that border on cells which are not constant, as in a page or a sky.
 
-    There, cells are constant by chance, unless all are.
+    Returns (rows, columns) bool. There, cells are constant by chance, unless nearly all cells are constant.
     """
     if constant.mean() > WHOLE:
         return np.zeros_like(constant)
@@ -299,8 +300,10 @@ def _flat_ends(touch, equal, constant, lines):
 
 
 def _like_a_photo(pixels, cells, whole, window):
-    """Whether these cells, (rows, columns) bool, are as pixelated photos are: enough, of many colours, most unlike the
-    next, and by more than chance."""
+    """Whether the whole cells, (rows, columns) bool, look like a pixelated photo.
+
+    There must be enough of them, in many colours, and most must differ from their neighbours by more than chance.
+    """
     side, count = min(window.block_width, window.block_height), int(whole.sum())
     if count < FEW_CELLS * (3 if side < 4 else 1):
         return False
@@ -327,8 +330,10 @@ def _like_a_photo(pixels, cells, whole, window):
 
 
 def drawn(cells):
-    """Whether blocks, (rows, columns) numbers for colours, are drawn, as pixel art, QR codes and heat maps are, and not
-    averaged: of few colours, or of a palette's without any likeness of neighbours."""
+    """Whether blocks, (rows, columns) of colour numbers, are drawn and not averaged: pixel art, QR codes, heat maps.
+
+    They have few colours; or they have a palette's, and neighbours are no more alike than random blocks.
+    """
     distinct, codes = np.unique(cells, return_inverse=True)
     codes = codes.reshape(cells.shape)
     if len(distinct) <= COLOURS:
@@ -342,7 +347,7 @@ def drawn(cells):
 
 
 def two_tones(cells):
-    """Whether blocks, (rows, columns, C), have two colours and hardly any between, as a QR code's, in a JPEG too."""
+    """Whether blocks, (rows, columns, C), have two tones and hardly any between, as a QR code has, even in a JPEG."""
     levels = cells.mean(axis=2)
     dark, bright = np.percentile(levels, (10, 90))
     between = np.minimum(np.abs(levels - dark), np.abs(levels - bright)) > TONE
@@ -350,7 +355,7 @@ def two_tones(cells):
 
 
 def has_jpeg_lines(pixels, area):
-    """Whether a photo has, near an Area, the lines of strong JPEG compression, every 8 pixels."""
+    """Whether a photo shows the lines of strong JPEG compression, every 8 pixels, around an Area."""
     top, left = (max(0, start - NEAR) // 8 * 8 for start in (area.y, area.x))
     near = slice(top, area.y + area.height + NEAR), slice(left, area.x + area.width + NEAR)
     luma = pixels[near].astype(np.int16).sum(axis=2)
