@@ -33,12 +33,12 @@ from depixelation.tasks.finding import SENSITIVITY, Finding
 from utils import UserError, display_path, key
 
 WRITTEN = ("_depixelated.png", "_before_after.png", "_preview.png")
-FLAG = {"nargs": "?", "const": "true"}  # an option that may stand without a value
+FLAG = {"nargs": "?", "const": "true"}  # --overwrite alone means --overwrite true
 
 
 @dataclass(frozen=True)
 class DepixelateOptions(RealismOptions, ModelOptions):
-    """Of --depixelate."""
+    """The options of --depixelate."""
 
     area: list | None = AREA
     mask: str | None = key(
@@ -54,19 +54,19 @@ class DepixelateOptions(RealismOptions, ModelOptions):
 
 
 class Restorer:
-    """What --depixelate restores photos with: a finder, and predictors for each result that is wanted."""
+    """The networks of --depixelate: a finder, and a predictor for each result that is wanted."""
 
     def __init__(self, task, options):
-        """task: depixelation or files, in whose models and output_dir the model is looked for."""
+        """task: depixelation or files, whose output_dir and shipped models are searched for the model."""
         files = Files(Files.Config(**{name: getattr(task.config, name) for name in ("device", "precision")}))
         paths = [chosen_restorer(task, options)]
         (model,), device, precision = load_models(files, options, paths)
         self.finder = None if options.area or options.mask else load_finder(options.sensitivity, device, precision)
         blend = model.predictor if options.preview else blend_of(files, model.predictor, options)
-        self.accurate = getattr(blend, "accurate", model.predictor)  # a blend's remembers what it computed
+        self.accurate = getattr(blend, "accurate", model.predictor)  # a blend's own remembers what it computed
         self.realistic = blend if options.realism and not options.preview else None
         self.samples = blend.samples(options.samples) if options.samples and not options.preview else []
-        # A network that keeps the means has them in any case: its result tells nothing of how they came about.
+        # A network that enforces the blocks' means cannot show how they were averaged.
         self.detects_average = bool(
             model.trained_with and not model.trained_with.network_options.get("consistent", True)
         )
@@ -83,8 +83,10 @@ class Restorer:
 
 
 def chosen_restorer(task, options):
-    """The model file, or baseline, to restore with: one that was named, a restorer that was trained, the shipped one,
-    or as the last the challenge's."""
+    """The model file, or baseline, to restore with.
+
+    The first that there is: the named one, a restorer that was trained here, the shipped one, the challenge's model.
+    """
     config = task.config
     if options.network in task.baselines() and not options.model:
         return options.network
@@ -111,8 +113,8 @@ def load_finder(sensitivity, device, precision):
 def depixelate(task, options, paths):
     """Restore the pixelated areas of photos, and write them beside the photos or to --output.
 
-    Returns 1 where a photo could not be read or written, which does not end the work on the others; 2 where nothing
-    may be written.
+    A photo that fails does not stop the others. Returns 1 if one could not be read or written; 2 if no result may be
+    written.
     """
     suffixes = WRITTEN[2:] if options.preview else (*WRITTEN[:2], *sample_suffixes(options.samples))
     check_given(options)
@@ -139,7 +141,7 @@ def depixelate(task, options, paths):
                 failed += 1
                 tqdm.write(f"main.py: error: {entry.problem}", file=sys.stderr)
             entries.append(entry)
-    finally:  # Ctrl-C too leaves a page of what is done
+    finally:  # after Ctrl-C, too, a page shows what is done
         status = finish_page(entries, page, options) if page and entries else 0
     if skipped or (failed and len(files) > 1):
         line = f"{failed} of {len(files)} photos failed, {skipped} have results, left as they are without --overwrite"
@@ -149,7 +151,7 @@ def depixelate(task, options, paths):
 
 
 def page_path(options, paths, files):
-    """Where the page of these photos is written: in --output, else beside the first one; None: it is not."""
+    """The path of these photos' page: in --output, otherwise beside the first photo. None: no page is written."""
     if options.preview or len(files) < 2 and not options.page:
         return None
     beside = paths[0] if os.path.isdir(paths[0]) else os.path.dirname(files[0][0])
@@ -169,16 +171,16 @@ def finish_page(entries, page, options):
 
 
 def show_results(entry, options, base):
-    """Let the page's Entry of a photo show its results."""
+    """Fill the results' paths into a photo's Entry."""
     entry.after = base + WRITTEN[0]
     *samples, spread = sample_suffixes(options.samples) or [None]
     entry.samples, entry.spread = [base + suffix for suffix in samples], spread and base + spread
 
 
 def depixelate_photo(restorer, options, entry, path, base):
-    """Read one photo, find its areas, restore them, write what became of it, print what was done. Raises UserError.
+    """Read one photo, find and restore its areas, write the results, and print what was done. Raises UserError.
 
-    entry: of the page; told what became of the photo.
+    entry: the photo's Entry on the page, which is filled in.
     """
     pixels, alpha, metadata = read_photo(path)
     started = time.monotonic()
@@ -219,7 +221,7 @@ def depixelate_photo(restorer, options, entry, path, base):
 def save_samples(samples, pixels, areas, save):
     """Save possible originals, one at a time. Returns how far they differ, as a grey picture, (H, W, 1) uint8.
 
-    samples: pairs of a Predictor and the ending of its file.
+    samples: (Predictor, ending of its file's name) of each.
     """
     box = slice(min(a.y for a in areas), max(a.y + a.height for a in areas))
     box = box, slice(min(a.x for a in areas), max(a.x + a.width for a in areas))
