@@ -1,4 +1,4 @@
-"""Photos of the user's, of any size and colour: listed, read, and written beside them or to another folder."""
+"""Lists and reads the user's photos, of any size and colour, and writes results beside them or to another folder."""
 
 import contextlib
 import os
@@ -18,35 +18,35 @@ from depixelation.images.metadata import COLOURS, metadata_of, save_options
 from depixelation.images.photos import UNREAD, left_out, walk_files
 from utils import UserError, atomic_write, display_path, open_plain
 
-LARGE = 2**26  # values; a PNG of more is compressed less, else that takes most of the time
-# How the results of a photo are called that are no photos to restore.
+LARGE = 2**26  # values; a PNG with more is compressed less, as compression would take most of the time
+# The names of results, which are not photos to restore.
 RESULT = re.compile(r"(?P<base>.+)_(depixelated|before_after|preview|spread|sample_\d+)\.png$")
 
 
 def read_photo(path):
-    """A photo as (pixels, (H, W, C) uint8 with C 1 or 3, upright; alpha, (H, W) uint8 or None; its metadata, a dict).
+    """Read a photo: (pixels, (H, W, C) uint8, C 1 or 3, upright; alpha, (H, W) uint8 or None; its metadata, a dict).
 
     Raises UserError.
     """
     path = os.fspath(path)
     try:
-        with open_plain(path) as file, warnings.catch_warnings(action="ignore"):  # of damaged tags
+        with open_plain(path) as file, warnings.catch_warnings(action="ignore"):  # about damaged tags
             decoded = decode(file)
             image = upright(decoded.image)
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise UserError(f"{path}: has several frames or pages; name a picture of one")
             if image.mode == "F" or image.mode == "I" and image.format == "TIFF":
-                raise UserError(f"{path}: has no greys of 8 or 16 bits, so black and white are unknown; save it with 8")
+                raise UserError(f"{path}: its greys have neither 8 nor 16 bits, so black is unknown; save it with 8")
             metadata, alpha = metadata_of(image, file), None
             if image.mode not in ("RGB", "RGBA", "P", "L"):
-                metadata.pop("icc_profile", None)  # of values that will be others
+                metadata.pop("icc_profile", None)  # it describes values that conversion changes
             if image.has_transparency_data and not image.mode.startswith("I"):
                 if image.mode == "L":
-                    metadata.pop("icc_profile", None)  # of grey values, for what is colours now
+                    metadata.pop("icc_profile", None)  # it describes greys, which become colours
                 image = image.convert("RGBA")
                 alpha = np.asarray(image.getchannel("A"))
             if decoded.bits > 8:
-                _tell(f"{display_path(path)}: has {decoded.bits} bits a channel, what is written 8")
+                _tell(f"{display_path(path)}: has {decoded.bits} bits a channel; results have 8")
             if decoded.damage():
                 _tell(f"{display_path(path)}: {decoded.damage()}")
             if image.mode.startswith("I"):
@@ -62,7 +62,7 @@ def read_photo(path):
         ) from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or 'not a readable picture'}; name a photo") from None
-    except Exception as error:  # whatever a broken file makes a decoder raise
+    except Exception as error:  # a broken file makes decoders raise anything
         raise UserError(f"{path}: not a readable picture ({error})") from None
     return pixels.reshape(*pixels.shape[:2], -1), alpha, metadata
 
@@ -72,11 +72,11 @@ def _tell(line):
 
 
 def save_photo(pixels, alpha, metadata, path, quality=None):
-    """What `read_photo` returned, or what became of it, as a PNG with the program's sign; with a quality, as a JPEG.
+    """Write what `read_photo` returns as a PNG with the program's sign; with a quality, as a JPEG.
 
     metadata: None for none.
     """
-    if alpha is not None and quality:  # no JPEG is transparent: over white
+    if alpha is not None and quality:  # JPEGs are not transparent, so white shows through
         share = alpha[:, :, None] / 255
         pixels = (pixels * share + 255 * (1 - share)).round().astype(np.uint8)
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
@@ -90,15 +90,15 @@ def save_photo(pixels, alpha, metadata, path, quality=None):
 
 
 def only_colours(metadata):
-    """What of the metadata of a photo holds for a picture that is drawn with its colours."""
+    """The metadata of a photo that a picture drawn in its colours needs, too."""
     return {name: metadata[name] for name in COLOURS if name in metadata}
 
 
 def photo_jobs(paths, suffixes, output=None, result=RESULT):
-    """[(photo, what the names of its results begin with, why they cannot be written or None)], of files and folders.
+    """The work on files and folders: [(photo, how its results' names begin, why they cannot be written or None)].
 
-    suffixes: what these names end with. output: the folder for results; None: beside each photo. result: see
-    list_files. Raises UserError where there is no photo.
+    suffixes: how these names end. output: the folder for results; None: beside each photo. result: see list_files.
+    Raises UserError if there is no photo.
     """
     files = list_files(paths, result)
     if not files:
@@ -122,9 +122,9 @@ def photo_jobs(paths, suffixes, output=None, result=RESULT):
 
 
 def list_files(paths, result=RESULT):
-    """[(photo, the same relative to the folder that was named)], of files and of folders, which are walked.
+    """The photos among files and in folders with their subfolders: [(path, the same relative to its folder)].
 
-    result: matches the names of results, which are left out; of those that are named, if another photo's.
+    result: matches the names of results. Those in folders are left out; those among the files only beside their photo.
     """
     found, ours = [], {}
     for path in paths:
@@ -144,22 +144,23 @@ def list_files(paths, result=RESULT):
                 unread.append(os.path.relpath(file, path))
         if unread:
             _tell(f"{display_path(path)}: {left_out(unread)}")
-    bases = {base for path, _ in found if path not in ours for base in (os.path.splitext(path)[0], _with_kind(path))}
+    photos = [path for path, _ in found if path not in ours]
+    bases = {base for path in photos for base in (os.path.splitext(path)[0], _with_extension(path))}
     for path in [path for path, base in ours.items() if base in bases]:
-        _tell(f"{display_path(path)}: left out, a result of before")
+        _tell(f"{display_path(path)}: left out, as it is the result of another photo")
         del ours[path]
         found = [(file, name) for file, name in found if file != path]
     return list({os.path.realpath(file): (file, name) for file, name in found}.values())
 
 
 def _is_ours(path):
-    with contextlib.suppress(OSError):  # of one that cannot be read
+    with contextlib.suppress(OSError):  # it cannot be read
         return os.path.isfile(path) and written_by_us(path, "picture")
     return False
 
 
-def _with_kind(path):
-    """What the results of one of two photos are called that differ by their extension alone."""
+def _with_extension(path):
+    """How results' names begin for a photo, a.jpg, beside which there is an a.png: a_jpg."""
     stem, extension = os.path.splitext(path)
     return f"{stem}_{extension[1:]}"
 
@@ -169,19 +170,19 @@ def _tell_unread(error):
 
 
 def result_bases(files, output):
-    """What the names of each photo's results begin with: its own without extension, unless another photo has that too.
+    """How the names of each photo's results begin: with its own name, see also _with_extension.
 
-    files: as from list_files.
+    files: from list_files.
     """
-    counts, bases = {}, []  # {folder: how many photos there bear each name without extension}
+    counts, bases = {}, []  # {folder: how many photos there have each name without extension}
     for path, relative in files:
         folder, name = os.path.split(path)
         if folder not in counts:
             names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-            # lower: many systems hold names that differ by case alone for one
+            # In lower case: many systems take names that differ in case alone for the same.
             counts[folder] = Counter(os.path.splitext(n.lower())[0] for n in names if n.lower().endswith(EXTENSIONS))
         stem, extension = os.path.splitext(relative if output else path)
         others = counts[folder][os.path.splitext(name)[0].lower()] - name.lower().endswith(EXTENSIONS)
-        stem = _with_kind(stem + extension) if others > 0 else stem
+        stem = _with_extension(stem + extension) if others > 0 else stem
         bases.append(os.path.join(output, stem) if output else stem)
     return bases

@@ -264,7 +264,7 @@ def test_a_photo_that_cannot_be_written_stops_no_other(tmp_path, monkeypatch, ca
     assert "b_pixelated.png: is a folder" in errors and "gone.png: No such file" in errors
     assert (tmp_path / "c_pixelated.png").exists() and (tmp_path / "a_pixelated.png").read_bytes() == before
     assert entry.main(["--pixelate", "c.png", "c_pixelated.png"]) == 0
-    assert "c_pixelated.png: left out, a result of before" in capsys.readouterr().err
+    assert "c_pixelated.png: left out, as it is the result of another photo" in capsys.readouterr().err
     assert not (tmp_path / "c_pixelated_pixelated.png").exists()
     assert entry.main(["--pixelate", "c_pixelated.png"]) == 0  # alone, it is meant
     assert (tmp_path / "c_pixelated_pixelated.png").exists()

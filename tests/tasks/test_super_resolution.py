@@ -304,7 +304,7 @@ def test_one_photo_stops_no_other(run, tmp_path, capsys):
     for more, same in (((), True), (("--overwrite",), False)):
         assert run("--predict", *sorted((tmp_path / "in").iterdir()), *theirs, *more) == 1
         captured = capsys.readouterr()
-        assert captured.err.count("left out, a result of before") == 3
+        assert captured.err.count("left out, as it is the result of another photo") == 3
         assert all(((tmp_path / "in" / name).stat().st_mtime_ns == times[name]) == same for name in made)
     assert len(list((tmp_path / "in").iterdir())) == 8
     assert run("--predict", tmp_path / "in", "--output", tmp_path / "out", *theirs) == 1
