@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from datasets import to_grayscale
 from depixelation.commands import Command
 from depixelation.commands.each_photo import exit_status
-from depixelation.commands.isolating import LEAST_INK, find_things, ink_on_corners, strongest
+from depixelation.commands.isolating import LEAST_INK, find_things, ink_against_corners, strongest
 from depixelation.engine.models import load_models
 from depixelation.engine.options import ModelOptions
 from depixelation.engine.outputs import check_outputs, written_by_us
@@ -61,7 +61,7 @@ def normalize(grey, labels):
 
     grey: (H, W) in [0, 255]. labels: "digits" or "clothes". Raises ValueError where nothing can be seen.
     """
-    ink, dark_on_light = ink_on_corners(grey)
+    ink, dark_on_light = ink_against_corners(grey)
     if strongest(ink) < LEAST_INK:
         raise ValueError(NOTHING)
     return normalize_ink(ink, labels), dark_on_light

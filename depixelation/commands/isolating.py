@@ -1,4 +1,4 @@
-"""What stands in a picture: things on paper of one tone, or digits on a background that is not even."""
+"""Finds the things in a picture: anything on paper of one tone, or digits on an uneven background."""
 
 import math
 from dataclasses import dataclass
@@ -8,26 +8,26 @@ from PIL import Image, ImageFilter
 
 from depixelation.mosaics.regions import find_regions
 
-WORK = 640  # pixels of the longer side on which uneven backgrounds are taken away
-VISIBLE = {"digits": 0.35, "clothes": 0.05}  # share of the strongest ink from which on it belongs to a thing
-GAPS = {"digits": 0.02, "clothes": 0.03}  # shares of the longer side; parts that are nearer make one thing
-SMALLEST = {"digits": 0.05, "clothes": 0.25}  # share of the largest thing's ink; smaller ones are dust or parts
-LEAST_INK = 8  # grey levels; weaker ink is none
-EVEN = 0.25  # share of the strongest ink by which an even background may vary
-LINE = 0.15, 0.5  # shares of the width from which on a line that ends at the rim, or another, is no stroke
+WORK = 640  # pixels of a picture's longer side when an uneven background is removed
+VISIBLE = {"digits": 0.35, "clothes": 0.05}  # ink with this share of the strongest belongs to a thing
+GAPS = {"digits": 0.02, "clothes": 0.03}  # parts nearer than this share of the longer side make one thing
+SMALLEST = {"digits": 0.05, "clothes": 0.25}  # share of the largest thing's ink; a thing with less is dust or a part
+LEAST_INK = 8  # grey levels; weaker ink is ignored
+EVEN = 0.25  # an even background varies by at most this share of the strongest ink
+LINE = 0.15, 0.5  # a line longer than this share of the width is no stroke, if it ends at the rim; if not
 
 
 @dataclass
 class Thing:
     """A thing in a picture."""
 
-    ink: np.ndarray  # (h, w) float64, its own alone, 0 on the paper
+    ink: np.ndarray  # (h, w) float64, of this thing alone, 0 on paper
     box: tuple  # left, top, right, bottom in the picture
     dark_on_light: bool
 
 
-def ink_on_corners(grey):
-    """(how far a picture, (H, W) in [0, 255], differs from its corners, in one direction; whether that is darker)."""
+def ink_against_corners(grey):
+    """(ink: how far a picture, (H, W) in [0, 255], is darker than its corners, or else lighter; whether darker)."""
     height, width = grey.shape
     side = max(1, min(height, width) // 14)
     ends = (slice(side), slice(-side, None))
@@ -37,17 +37,17 @@ def ink_on_corners(grey):
 
 
 def strongest(ink):
-    """The strength of strokes. A speck of dust does not decide."""
+    """The strength of a picture's strokes, which a speck of dust does not set."""
     return max(np.percentile(ink, 99.8), ink.max() / 2)
 
 
 def find_things(grey, kind, judge=None):
-    """The Things in a picture, (H, W) in [0, 255], row by row, from left to right. Empty where nothing can be seen.
+    """The Things in a picture, (H, W) in [0, 255], row by row, from left to right. Empty if nothing can be seen.
 
-    kind: "digits" or "clothes". judge: a function of Things that returns whether each is surely a digit; it decides
-    what is paper and what was written where a picture of digits is not even.
+    kind: "digits" or "clothes". judge: a function of Things that returns whether each is surely a digit. In a picture
+    of digits with an uneven background, it decides what is paper and what was written.
     """
-    ink, dark_on_light = ink_on_corners(grey)
+    ink, dark_on_light = ink_against_corners(grey)
     if strongest(ink) < LEAST_INK:
         return []
     things = separate(ink, dark_on_light, kind)
@@ -72,7 +72,7 @@ def find_things(grey, kind, judge=None):
 
 
 def separate(ink, dark_on_light, kind, scale=1.0):
-    """The Things that a map of ink, (H, W), consists of. scale: pixels of the picture for one of the map."""
+    """Separate a map of ink, (H, W), into Things. scale: pixels of the picture for one of the map."""
     gap = max(1, round(GAPS[kind] / 2 * max(ink.shape)))
     mask = extreme(ink > VISIBLE[kind] * strongest(ink), 2 * gap + 1)
     parts = []
@@ -93,7 +93,7 @@ def separate(ink, dark_on_light, kind, scale=1.0):
 
 
 def merge(parts):
-    """Parts of one thing, one above the other and near, are joined: the bar of a 5. parts: as separate has them."""
+    """Join near parts of one thing, one above the other, such as the bar of a 5. parts: lists, see `separate`."""
     joined = []
     for part in sorted(parts, key=lambda part: -part[1]):
         own, amount, top, bottom, left, right = part
@@ -112,7 +112,7 @@ def merge(parts):
 
 
 def in_reading_order(things):
-    """Row by row, from left to right."""
+    """The things row by row, from left to right."""
     rows = []
     for thing in sorted(things, key=lambda thing: thing.box[1] + thing.box[3]):
         middle = (thing.box[1] + thing.box[3]) / 2
@@ -127,9 +127,9 @@ def in_reading_order(things):
 
 
 def things_on_uneven(grey, sheet):
-    """[dark things, light things] of a picture whose background is not even, or has lines; [] where it is even.
+    """[dark things, light things] of a picture whose background is uneven or ruled. [] if it is even.
 
-    sheet: whether it shows a sheet of paper, which may be what would leave an even background.
+    sheet: whether the picture shows a sheet of paper. Without the sheet, its background may seem even.
     """
     scale = max(1.0, max(grey.shape) / WORK)
     small = Image.fromarray(grey.astype(np.float32))
@@ -137,7 +137,7 @@ def things_on_uneven(grey, sheet):
         size = [max(1, round(length / scale)) for length in grey.shape[::-1]]
         small = small.resize(size, Image.Resampling.BOX)
     small = np.asarray(small, np.float64)
-    if min(small.shape) > 100:  # less noise, and strokes still are wide
+    if min(small.shape) > 100:  # less noise; strokes are wide enough
         blurred = Image.fromarray(small.clip(0, 255).round().astype(np.uint8)).filter(ImageFilter.BoxBlur(1))
         small = np.asarray(blurred, np.float64)
     found, even = [], False
@@ -157,16 +157,17 @@ def touches_rim(thing, shape):
 
 
 def is_sheet(thing, shape):
-    """Whether a thing is a sheet of paper rather than written, as it is large and fills its box."""
+    """Whether a thing is a sheet of paper rather than writing: large, and filling its box."""
     width, height = np.subtract(thing.box[2:], thing.box[:2])
     return (thing.ink > VISIBLE["digits"] * thing.ink.max()).mean() > 0.55 and width * height > 0.2 * math.prod(shape)
 
 
 def strokes(grey, relative):
-    """(how much darker than its surroundings each pixel is, where that is narrow, (H, W) in [0, 255]; whether these
+    """Find narrow dark strokes: (how much darker each pixel is than its surroundings, (H, W) in [0, 255]; whether the
     surroundings are even).
 
-    The surroundings are a morphological closing, which keeps shades and the edges of paper. relative: to the light.
+    The surroundings are a morphological closing, which keeps shades and the edges of paper. relative: divide by their
+    light.
     """
     clean = without_lines(without_lines(grey).T).T
     background = closing(clean, *[max(3, round(0.4 * min(grey.shape)))] * 2)
@@ -179,7 +180,7 @@ def strokes(grey, relative):
 
 
 def without_lines(grey):
-    """The picture without dark lines that run across it: each pixel of one becomes what stands above or below."""
+    """Remove dark lines that run across a picture: their pixels become what stands above or below."""
     height, width = grey.shape
     if min(height, width) < 60:
         return grey
@@ -215,7 +216,7 @@ def extreme(image, size, axes=(0, 1), function=np.maximum):
 
 
 def closing(image, height, width):
-    """The picture without what is dark and narrower or lower than the window. It goes on beyond its rim."""
+    """Remove what is dark and narrower or lower than the window. Beyond its rim, a picture goes on as at the rim."""
     height, width = height + 1 - height % 2, width + 1 - width % 2
     image = np.pad(image, ((height // 2,) * 2, (width // 2,) * 2), "edge")
     for function in (np.maximum, np.minimum):
