@@ -14,7 +14,7 @@ from tqdm import tqdm
 from depixelation.commands import Command
 from depixelation.commands.blending import blend_of
 from depixelation.commands.each_photo import attempt
-from depixelation.commands.naming import check_given, is_mask, named_again, named_areas
+from depixelation.commands.naming import changed_option, check_given, is_mask, named_areas
 from depixelation.engine.models import chosen_model, load_models, load_network
 from depixelation.engine.options import ModelOptions, RealismOptions
 from depixelation.engine.outputs import check_outputs
@@ -145,7 +145,7 @@ def depixelate(task, options, paths):
         status = finish_page(entries, page, options) if page and entries else 0
     if skipped or (failed and len(files) > 1):
         line = f"{failed} of {len(files)} photos failed, {skipped} have results, left as they are without --overwrite"
-        line += f"; --{named_again(options)} changes nothing there" if skipped and named_again(options) else ""
+        line += f"; --{changed_option(options)} changes nothing there" if skipped and changed_option(options) else ""
         print(line, file=sys.stderr if options.json else sys.stdout)
     return 2 if all(problem for *_, problem in files) else 1 if failed else status
 

@@ -9,29 +9,29 @@ from utils import UserError, display_path
 
 
 def check_given(options):
-    """Raises UserError where options contradict each other."""
+    """Raise UserError if options contradict each other."""
     if options.area and options.mask:
-        raise UserError("mask: --area says where the photo is pixelated, too; give one of them")
+        raise UserError("mask: --area says where the photo is pixelated, too; give only one of them")
     if options.block_size and not (options.area or options.mask):
         raise UserError("block_size: say where such blocks are, too: --area X Y WIDTH HEIGHT or --mask FILE.png")
     if options.mask and not os.path.exists(options.mask):
         raise UserError(f"mask: {display_path(options.mask)} does not exist; name a picture, or a folder of pictures")
 
 
-def named_again(options):
-    """The option that asks for something else than a result that is there already may hold; None without one."""
+def changed_option(options):
+    """The first option that was given and would change results that exist already. None if there is none."""
     names = "area", "mask", "block_size", "sensitivity", "realism"
     return next((name for name in names if getattr(options, name) != getattr(type(options)(), name)), None)
 
 
 def is_mask(mask, path):
-    """Whether a file is the mask, or in the folder of masks, and no photo."""
+    """Whether a file is a mask rather than a photo: `mask` itself, or in that folder."""
     file = os.path.realpath(path)
     return mask is not None and os.path.realpath(mask) in (file, os.path.dirname(file))
 
 
 def named_areas(options, pixels, path):
-    """The Areas of a photo that --area or --mask names. Raises UserError."""
+    """The Areas that --area or --mask names in a photo. Raises UserError."""
     block = parse_block_size(options.block_size) if options.block_size else None
     if options.area:
         return given_areas(pixels, [check_area(group, pixels, path) for group in in_fours(options.area)], block=block)
@@ -50,7 +50,7 @@ def named_areas(options, pixels, path):
 
 
 def mask_of(mask, path):
-    """The file of a photo's mask: what --mask names, or what bears the photo's name there. Raises UserError."""
+    """The file of a photo's mask: `mask`, or in that folder the file of the photo's name. Raises UserError."""
     if not os.path.isdir(mask):
         return mask
     stem = os.path.splitext(os.path.basename(path))[0]
