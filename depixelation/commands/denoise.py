@@ -22,15 +22,15 @@ from utils import display_path, inherited, key
 
 RESULT = re.compile(r"(?P<base>.+)_denoised\.png$")
 TILE = 256  # pixels a side that are denoised at once
-BORDER = 64  # more to each side: farther than the shipped networks see; a multiple of what a U-Net halves to
+BORDER = 64  # more pixels on each side, farther than the shipped networks see; a multiple of 4, as U-Nets halve twice
 DEVIATIONS = {"uniform": 12**-0.5, "gaussian": 1.0}  # of the noise at level 1
-CONTRAST = 5  # weaker noise is amplified so many times at most: beyond, networks fail
-CENTER = 2048  # pixels a side of the part that noise is measured on
+CONTRAST = 5  # weaker noise is amplified at most so many times; networks fail beyond
+CENTER = 2048  # pixels a side of the part in which noise is measured
 
 
 @dataclass(frozen=True)
 class DenoiseOptions(ModelOptions):
-    """Of --predict for noisy pictures."""
+    """The options of --predict for noisy pictures."""
 
     noise: str | None = key(
         None,
@@ -41,7 +41,7 @@ class DenoiseOptions(ModelOptions):
 
 
 def measured_deviation(pixels):
-    """The deviation of white noise in (C, H, W) uint8 pixels, in [0, 1]: a robust form of Immerkaer 1996.
+    """Measure white noise in (C, H, W) uint8 pixels: its deviation, in [0, 1]. A robust form of Immerkaer 1996.
 
     The difference of two Laplacians is zero on planes and edges along the axes; its median is noise.
     """
@@ -56,27 +56,28 @@ def measured_deviation(pixels):
 
 
 def smooth(planes):
-    """(N, 1, H, W), blurred over 9 x 9 pixels, most by the nearest."""
+    """Blur (N, 1, H, W) over 9 x 9 pixels; near ones weigh most."""
     for _ in range(2):
         planes = F.avg_pool2d(F.pad(planes, (2, 2, 2, 2), "replicate"), 5, 1)
     return planes
 
 
 class Denoiser:
-    """A network, trained for one noise, for pictures with another.
+    """Applies a network that was trained for one noise to pictures with another.
 
-    trained: (mean, deviation) of the noise that the network knows; present: of the picture's. Contrast is scaled by
-    their ratio. A picture that then leaves [0, 1], the range of training, is given as differences from its smooth self.
+    trained: (mean, deviation) of the noise that the network knows. present: the same of the picture's noise. Contrast
+    is scaled by the ratio of the deviations. If the picture then leaves [0, 1], the range of training, the network sees
+    only its differences from a smooth version.
     """
 
     def __init__(self, predictor, trained, present):
         self.predictor, self.trained_mean = predictor, trained[0]
         self.mean, deviation = present
         self.contrast = min(trained[1] / max(deviation, 1e-6), CONTRAST)
-        self.share = min(1, self.contrast * deviation / trained[1]) ** 2  # of weaker noise only a part is taken away
+        self.share = min(1, self.contrast * deviation / trained[1]) ** 2  # how much of the result counts
 
     def __call__(self, pixels):
-        """(C, H, W) uint8, denoised channel by channel: the same shape. Memory is needed for one tile only."""
+        """Denoise (C, H, W) uint8, channel by channel: the same shape. Takes memory for one tile only."""
         height, width = pixels.shape[1:]
         result, in_range = torch.empty_like(pixels), self.contrast <= 1.25 or self.is_dark(pixels)
         corners = list(itertools.product(range(0, height, TILE), range(0, width, TILE)))
@@ -91,13 +92,13 @@ class Denoiser:
         return result
 
     def is_dark(self, pixels):
-        """Whether the picture stays in [0, 1] when its contrast is scaled."""
+        """Whether a picture, (C, H, W) uint8, is so dark that it stays in [0, 1] when its contrast is scaled."""
         step = max(1, max(pixels.shape[1:]) // 1000)
         light = smooth(pixels[:, None, ::step, ::step] / 255) - self.mean
         return float(np.percentile(light.numpy(), 99.5)) * self.contrast <= 1.1
 
     def restore(self, planes, in_range):
-        """planes: (C, 1, H, W), noise of mean 0."""
+        """Denoise planes, (C, 1, H, W), whose noise has mean 0."""
         low = torch.zeros_like(planes) if in_range else smooth(planes)
         middle = 0.0 if in_range else 0.5
         height, width = planes.shape[2:]
@@ -108,14 +109,14 @@ class Denoiser:
 
 
 def noise_of(kind, level):
-    """(mean, deviation) of a noise."""
+    """(mean, deviation) of noise of this kind and level."""
     return level * NOISE[kind][0], level * DEVIATIONS[kind]
 
 
 def denoise(task, options, paths):
     """Write each picture without its noise beside it, as PICTURE_denoised.png.
 
-    Returns 1 where a picture could not be read or written, which does not end the work on the others.
+    A picture that fails does not stop the others. Returns the exit_status.
     """
 
     def begin():

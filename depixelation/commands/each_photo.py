@@ -1,4 +1,4 @@
-"""One after the other, the photos that a command is given: what fails costs a line, never the work on the others."""
+"""Runs a command on one photo after another. A photo that fails costs a line, never the work on the others."""
 
 import os
 import sys
@@ -11,10 +11,10 @@ from utils import UserError, display_path
 
 
 def for_each_photo(paths, suffixes, begin, output=None, overwrite=True, result=RESULT):
-    """Call work(photo, base) for all photos of files and folders, where work = begin(). Returns the exit_status.
+    """Call work(photo, base) for each photo of files and folders, where work = begin(). Returns the exit_status.
 
-    suffixes: of the files that it writes for each, whose names begin with base; without overwrite, photos that have all
-    of them are skipped. output, result: see photo_jobs.
+    It writes files whose names begin with base and end with these suffixes. Without overwrite, photos that have all of
+    them are skipped. output, result: see photo_jobs.
     """
     jobs, failed, skipped = photo_jobs(paths, suffixes, output, result), 0, 0
     work = begin() if any(problem is None for *_, problem in jobs) else None
@@ -33,12 +33,12 @@ def for_each_photo(paths, suffixes, begin, output=None, overwrite=True, result=R
 
 
 def exit_status(failed, count):
-    """That of a command on so many photos: 2 where it could not be done for any, 1 for some."""
+    """A command's exit status: 2 if all of so many photos failed, 1 if some did."""
     return 2 if failed == count else 1 if failed else 0
 
 
 def attempt(path, base, work):
-    """work(path, base). Returns why that failed, if it did."""
+    """Call work(path, base). Returns why it failed, or None."""
     try:
         work(path, base)
     except UserError as error:

@@ -17,7 +17,7 @@ def sign(kind):
 
 
 SIGNS = {kind: (sign(kind).encode(),) for kind in ("picture", "archive", "test set", "page")}
-CONFIG_KEYS = (b"network_options", b"validation_fraction", b"synthetic_images", b"ema_decay")  # all of them in one file
+CONFIG_KEYS = (b"network_options", b"validation_fraction", b"synthetic_images", b"ema_decay")  # our files have all
 SIGNS["log"] = (b"epoch,step,samples,minutes,train_loss", b"depixelation_model,")  # first words of logs and tables
 RUN_FILES = (("models", ".pt", "model"), ("models", ".last.pt", "model"), ("models", ".json", "config"))
 RUN_FILES += (("losses", ".csv", "log"), ("losses", ".png", "picture"), ("losses", "_samples.png", "picture"))
@@ -32,8 +32,8 @@ def file_digest(path):
 def written_by_us(path, kind):
     """Whether this program wrote the file, as one of this kind.
 
-    kind: a key of SIGNS, or "model" or "config", which hold all of CONFIG_KEYS. For a file without room for a sign, it
-    is the path of the file that would hold its digest.
+    kind: a key of SIGNS, or "model" or "config", which hold all of CONFIG_KEYS. For a file without room for a sign,
+    kind is the path of the file that would hold its digest.
     """
     signs, start = SIGNS.get(kind), path
     if signs is None and kind not in ("model", "config"):
@@ -54,7 +54,7 @@ def check_outputs(outputs, inputs=()):
     """Raise UserError, before any work, if an output would cost the user a file or cannot be written.
 
     outputs: (path, kind) of each file to be written, kind as for `written_by_us`. inputs: paths of files and folders
-    that are read; None and words that are not paths do no harm.
+    that are read; None and words that are not paths are ignored.
     """
     taken, sources = set(), {os.path.realpath(source) for source in filter(None, inputs)}
     folders = [source + os.sep for source in sources if os.path.isdir(source)]
@@ -82,7 +82,7 @@ def check_outputs(outputs, inputs=()):
                 "move it or write elsewhere"
             )
         folder = os.path.dirname(real)
-        while not os.path.lexists(folder) and folder != os.path.dirname(folder):  # skip folders that will be made
+        while not os.path.lexists(folder) and folder != os.path.dirname(folder):  # skip the folders still to be made
             folder = os.path.dirname(folder)
         if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(

@@ -1,4 +1,4 @@
-"""The page that shows what became of photos: one HTML file beside the results, without network and libraries."""
+"""The page that shows photos before and after: one HTML file beside the results. It needs no network, no library."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ KEPT = re.compile(r'<script type="application/json" id="photos">(.*?)</script>',
 
 @dataclass
 class Entry:
-    """What the page tells of a photo. Paths are those of files."""
+    """A photo on the page. Paths are those of files."""
 
     before: str
     after: str | None = None  # None: nothing was restored
@@ -46,7 +46,7 @@ class Entry:
 
 
 def area_entry(area):
-    """What the page tells of an Area: its outline as an SVG path, in the photo's pixels, and a line of text."""
+    """What the page shows of an Area: its outline as an SVG path, in the photo's pixels, and a line of text."""
     inside = np.pad(area.inside, 1).astype(np.int8)
     path = []
     for axis, letter in ((0, "H"), (1, "V")):
@@ -66,7 +66,7 @@ def area_entry(area):
 def write_page(entries, path, title="Restored photos"):
     """Write the page of these Entries, atomically. Their pictures are linked, relative to it.
 
-    An Entry of an earlier result, without areas and facts, gets those that the page had so far. Raises OSError.
+    An Entry without areas and facts shows an earlier result. It gets those that the page had so far. Raises OSError.
     """
     folder, details = os.path.dirname(os.path.abspath(path)), _details(path)
     for entry in entries:
@@ -108,7 +108,7 @@ def _details(path):
                 if area.keys() != {"box", "outline", "text"} or not OUTLINE.fullmatch(area["outline"]):
                     raise ValueError(area)
             details[link] = areas, [str(fact) for fact in facts]
-    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError):  # changed by somebody else
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError):  # somebody else changed the page
         return {}
     return details
 
@@ -134,13 +134,13 @@ def _article(entry, folder, number):
 <svg class="stage areas" viewBox="0 0 {width} {height}" aria-hidden="true">{outlines}</svg>
 <span class="tag left" aria-hidden="true">before</span><span class="tag right" aria-hidden="true">after: a guess</span>
 <span class="divider" aria-hidden="true"></span>
-<input type="range" min="0" max="100" value="50" step="1" aria-label="Per cent of the width that show the photo before">
+<input type="range" min="0" max="100" value="50" step="1" aria-label="Per cent of the width with the photo before">
 </figure>
 {_choices(entry, folder, after, number)}{_areas(entry)}{_facts(entry)}</article>"""
 
 
 def _choices(entry, folder, after, number):
-    """Which picture is shown as the one after: the restoration, a possible original, or how far those differ."""
+    """Buttons that choose the picture after: the restoration, a sample, or how far samples differ."""
     pictures = [("Restored", after)]
     pictures += [(f"Sample {i}", _url(path, folder)) for i, path in enumerate(entry.samples, 1)]
     pictures += [("How far samples differ", _url(entry.spread, folder))] if entry.spread else []
@@ -170,7 +170,7 @@ def _facts(entry):
 
 
 def _others(entries):
-    """The photos in which nothing was restored, and why."""
+    """List the photos in which nothing was restored, and why."""
     if not entries:
         return ""
     items = "".join(f"<li>{_name(e.before)}: {_text(e.problem or NOTHING)}</li>\n" for e in entries)
@@ -181,16 +181,16 @@ def _others(entries):
 
 
 def _text(text):
-    """Text as HTML; of a file's name, what is no Unicode is written as \\x."""
+    """Escape text for HTML. Bytes of a file's name that are no Unicode become \\x.."""
     return html.escape(str(text).encode("utf-8", "backslashreplace").decode())
 
 
 def _name(path):
-    return f"<bdi>{_text(display_path(path))}</bdi>"  # whose letters may run from right to left
+    return f"<bdi>{_text(display_path(path))}</bdi>"  # isolates names that run from right to left
 
 
 def _url(path, folder):
-    """The link from a page in this folder to a file, of ASCII letters that have no meaning in HTML."""
+    """The link from a page in this folder to a file, in ASCII that has no meaning in HTML."""
     try:
         relative = os.path.relpath(path, folder)
     except ValueError:  # on another drive
@@ -199,7 +199,7 @@ def _url(path, folder):
 
 
 def _before(path, folder):
-    """A link to a photo, or the photo itself in small where browsers might not show it as it was read."""
+    """A link to a photo, or a small embedded copy if browsers might not show it as it was read."""
     if not os.path.isfile(path):
         return _url(path, folder)
     try:
@@ -209,7 +209,7 @@ def _before(path, folder):
                 return _url(path, folder)
         with quiet():
             pixels, alpha, metadata = read_photo(path)
-    except Exception:  # whatever a broken file makes a decoder raise: its place stays empty
+    except Exception:  # a broken file makes decoders raise anything; its place stays empty
         return _url(path, folder)
     picture, buffer = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]), io.BytesIO()
     if alpha is not None:
