@@ -16,7 +16,7 @@ from depixelation.commands.each_photo import for_each_photo
 from depixelation.engine.enlarging import fill_transparent
 from depixelation.engine.models import load_models
 from depixelation.engine.options import ModelOptions
-from depixelation.images.photo_files import read_photo, save_photo
+from depixelation.images.photo_files import photo_jobs, read_photo, save_photo
 from depixelation.tasks.denoising import DenoisingConfig
 from utils import display_path, inherited, key
 
@@ -127,7 +127,7 @@ def denoise(task, options, paths):
         print(f"{trained} (mean {mean:.2f}, deviation {deviation:.2f}; white is 1).")
         return lambda path, base: denoise_file(model, options, kind, (mean, deviation), path, base + "_denoised.png")
 
-    return for_each_photo(paths, ["_denoised.png"], begin, result=RESULT)
+    return for_each_photo(photo_jobs(paths, ["_denoised.png"], result=RESULT), ["_denoised.png"], begin)
 
 
 def denoise_file(model, options, kind, trained, path, denoised):

@@ -13,15 +13,14 @@ from tqdm import tqdm
 
 from depixelation.commands import Command
 from depixelation.commands.blending import blend_of
-from depixelation.commands.each_photo import attempt
-from depixelation.commands.naming import changed_option, check_given, is_mask, named_areas
+from depixelation.commands.each_photo import FLAG, PhotoOptions, for_each_photo, page_of
+from depixelation.commands.naming import check_given, is_mask, changed_option, named_areas
 from depixelation.engine.models import chosen_model, load_models, load_network
 from depixelation.engine.options import ModelOptions, RealismOptions
-from depixelation.engine.outputs import check_outputs
 from depixelation.engine.predictor import Predictor
 from depixelation.figures.areas import mark_areas
 from depixelation.figures.before_after import before_after
-from depixelation.figures.page import NAME, Entry, area_entry, write_page
+from depixelation.figures.page import NAME, Entry, area_entry
 from depixelation.figures.restoration import SPREAD
 from depixelation.images.photo_files import only_colours, photo_jobs, read_photo, save_photo
 from depixelation.mosaics.area import AREA, BLOCK_SIZE
@@ -33,11 +32,10 @@ from depixelation.tasks.finding import SENSITIVITY, Finding
 from utils import UserError, display_path, key
 
 WRITTEN = ("_depixelated.png", "_before_after.png", "_preview.png")
-FLAG = {"nargs": "?", "const": "true"}  # --overwrite alone means --overwrite true
 
 
 @dataclass(frozen=True)
-class DepixelateOptions(RealismOptions, ModelOptions):
+class DepixelateOptions(PhotoOptions, RealismOptions, ModelOptions):
     """The options of --depixelate."""
 
     area: list | None = AREA
@@ -46,27 +44,24 @@ class DepixelateOptions(RealismOptions, ModelOptions):
     )
     block_size: str | None = BLOCK_SIZE
     sensitivity: float = SENSITIVITY
-    output: str | None = key(None, "the folder for photos that are written; none: beside each", path=True)
-    overwrite: bool = key(False, "restore photos again that have a result", argparse=FLAG)
     preview: bool = key(False, "only draw what was found into the photo", argparse=FLAG)
-    page: bool = key(False, f"write {NAME} for one photo too, a page to compare before and after", argparse=FLAG)
     json: bool = key(False, "print what was found as JSON, a line for each photo that is restored", argparse=FLAG)
 
 
 class Restorer:
-    """The networks of --depixelate: a finder, and a predictor for each result that is wanted."""
+    """What --depixelate restores photos with: a finder, and predictors for each result that is wanted."""
 
     def __init__(self, task, options):
-        """task: depixelation or files, whose output_dir and shipped models are searched for the model."""
+        """task: depixelation or files, in whose models and output_dir the model is looked for."""
         files = Files(Files.Config(**{name: getattr(task.config, name) for name in ("device", "precision")}))
         paths = [chosen_restorer(task, options)]
         (model,), device, precision = load_models(files, options, paths)
         self.finder = None if options.area or options.mask else load_finder(options.sensitivity, device, precision)
         blend = model.predictor if options.preview else blend_of(files, model.predictor, options)
-        self.accurate = getattr(blend, "accurate", model.predictor)  # a blend's own remembers what it computed
+        self.accurate = getattr(blend, "accurate", model.predictor)  # a blend's remembers what it computed
         self.realistic = blend if options.realism and not options.preview else None
         self.samples = blend.samples(options.samples) if options.samples and not options.preview else []
-        # A network that enforces the blocks' means cannot show how they were averaged.
+        # A network that keeps the means has them in any case: its result tells nothing of how they came about.
         self.detects_average = bool(
             model.trained_with and not model.trained_with.network_options.get("consistent", True)
         )
@@ -83,10 +78,8 @@ class Restorer:
 
 
 def chosen_restorer(task, options):
-    """The model file, or baseline, to restore with.
-
-    The first that there is: the named one, a restorer that was trained here, the shipped one, the challenge's model.
-    """
+    """The model file, or baseline, to restore with: one that was named, a restorer that was trained, the shipped one,
+    or as the last the challenge's."""
     config = task.config
     if options.network in task.baselines() and not options.model:
         return options.network
@@ -113,77 +106,43 @@ def load_finder(sensitivity, device, precision):
 def depixelate(task, options, paths):
     """Restore the pixelated areas of photos, and write them beside the photos or to --output.
 
-    A photo that fails does not stop the others. Returns 1 if one could not be read or written; 2 if no result may be
-    written.
+    Returns 1 where a photo could not be read or written, which does not end the work on the others; 2 where nothing
+    may be written.
     """
     suffixes = WRITTEN[2:] if options.preview else (*WRITTEN[:2], *sample_suffixes(options.samples))
     check_given(options)
     files = [job for job in photo_jobs(paths, suffixes, options.output) if not is_mask(options.mask, job[0])]
     if not files:
         raise UserError(f"mask: {display_path(options.mask)} holds all that was named; keep photos and masks apart")
-    page = page_path(options, paths, files)
-    check_outputs([(page, "page")] * bool(page), [path for path, *_ in files])
-    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        restorer = Restorer(task, options)
-    failed = skipped = 0
-    entries = []
-    try:
-        for path, base, problem in tqdm(files, desc="restoring", unit=" photos", leave=False, disable=len(files) < 2):
-            entry = Entry(path)
-            new = options.overwrite or options.preview or not all(os.path.exists(base + suffix) for suffix in suffixes)
-            if problem or new:
-                work = functools.partial(depixelate_photo, restorer, options, entry)
-                entry.problem = problem or attempt(path, base, work)
-            else:
-                skipped += 1
-                show_results(entry, options, base)
-            if entry.problem:
-                failed += 1
-                tqdm.write(f"main.py: error: {entry.problem}", file=sys.stderr)
-            entries.append(entry)
-    finally:  # after Ctrl-C, too, a page shows what is done
-        status = finish_page(entries, page, options) if page and entries else 0
-    if skipped or (failed and len(files) > 1):
-        line = f"{failed} of {len(files)} photos failed, {skipped} have results, left as they are without --overwrite"
-        line += f"; --{changed_option(options)} changes nothing there" if skipped and changed_option(options) else ""
-        print(line, file=sys.stderr if options.json else sys.stdout)
-    return 2 if all(problem for *_, problem in files) else 1 if failed else status
+    page = None
+    if not options.preview:
+        page = page_of(NAME, options, paths, files, lambda path, base: shown(path, base, options))
+    out = sys.stderr if options.json else sys.stdout
+
+    def begin():
+        with contextlib.redirect_stdout(out):
+            restorer = Restorer(task, options)
+        return functools.partial(depixelate_photo, restorer, options)
+
+    again = changed_option(options)
+    note = f"; --{again} changes nothing there" if again else ""
+    status = for_each_photo(files, suffixes, begin, options.overwrite or options.preview, page, note, out)
+    return status if all(problem for *_, problem in files) else min(status, 1)
 
 
-def page_path(options, paths, files):
-    """The path of these photos' page: in --output, otherwise beside the first photo. None: no page is written."""
-    if options.preview or len(files) < 2 and not options.page:
-        return None
-    beside = paths[0] if os.path.isdir(paths[0]) else os.path.dirname(files[0][0])
-    return os.path.join(options.output or beside, NAME)
+def shown(path, base, options, areas=(), facts=()):
+    """The page's Entry of a photo that has results. areas: Areas. facts: lines of text."""
+    *samples, spread = [base + suffix for suffix in sample_suffixes(options.samples)] or [None]
+    return Entry(path, base + WRITTEN[0], [area_entry(area) for area in areas], list(facts), samples, spread)
 
 
-def finish_page(entries, page, options):
-    """Write the page and say where it is. Returns 1 where it cannot be written."""
-    try:
-        write_page(entries, page)
-    except (OSError, UserError) as error:
-        reason = f"{display_path(page)}: cannot be written ({error.strerror})" if isinstance(error, OSError) else error
-        print(f"main.py: error: {reason}", file=sys.stderr)
-        return 1
-    print(f"Before and after: {display_path(page)}", file=sys.stderr if options.json else sys.stdout)
-    return 0
+def depixelate_photo(restorer, options, path, base):
+    """Read one photo, find and restore its areas, write the results, and print what was done.
 
-
-def show_results(entry, options, base):
-    """Fill the results' paths into a photo's Entry."""
-    entry.after = base + WRITTEN[0]
-    *samples, spread = sample_suffixes(options.samples) or [None]
-    entry.samples, entry.spread = [base + suffix for suffix in samples], spread and base + spread
-
-
-def depixelate_photo(restorer, options, entry, path, base):
-    """Read one photo, find and restore its areas, write the results, and print what was done. Raises UserError.
-
-    entry: the photo's Entry on the page, which is filled in.
+    Returns the page's Entry. Raises UserError.
     """
     pixels, alpha, metadata = read_photo(path)
-    started = time.monotonic()
+    started, entry = time.monotonic(), Entry(path)
     if options.area or options.mask:
         areas = named_areas(options, pixels, path)
     else:
@@ -212,16 +171,15 @@ def depixelate_photo(restorer, options, entry, path, base):
         spread = save_samples(samples, pixels, result.likely, lambda sample, end: save(sample, alpha, metadata, end))
         if last:
             save(spread, None, None, last)
-        show_results(entry, options, base)
-        entry.areas = [area_entry(area) for area in areas]
-        entry.facts = list(facts(options, areas, spread, time.monotonic() - started))
+        entry = shown(path, base, options, areas, facts(options, areas, spread, time.monotonic() - started))
     tell(options, path, areas, written, time.monotonic() - started)
+    return entry
 
 
 def save_samples(samples, pixels, areas, save):
     """Save possible originals, one at a time. Returns how far they differ, as a grey picture, (H, W, 1) uint8.
 
-    samples: (Predictor, ending of its file's name) of each.
+    samples: pairs of a Predictor and the ending of its file.
     """
     box = slice(min(a.y for a in areas), max(a.y + a.height for a in areas))
     box = box, slice(min(a.x for a in areas), max(a.x + a.width for a in areas))

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from depixelation.commands import Command
 from depixelation.commands.each_photo import for_each_photo
-from depixelation.images.photo_files import read_photo, save_photo
+from depixelation.images.photo_files import photo_jobs, read_photo, save_photo
 from depixelation.mosaics.area import AREA, AVERAGES, GRIDS, Area, check_area, in_fours, pixelate_area
 from depixelation.mosaics.exact import find_exact
 from utils import Keys, UserError, display_path, key
@@ -42,7 +42,7 @@ def pixelate(task, options, paths):
     def begin():
         return lambda path, base: pixelate_file(options, path, base + suffix)
 
-    return for_each_photo(paths, [suffix], begin, options.output, result=RESULT)
+    return for_each_photo(photo_jobs(paths, [suffix], options.output, RESULT), [suffix], begin)
 
 
 def pixelate_file(options, path, written):

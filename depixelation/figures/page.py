@@ -63,8 +63,8 @@ def area_entry(area):
     return {"box": box, "outline": "".join(path), "text": text}
 
 
-def write_page(entries, path, title="Restored photos"):
-    """Write the page of these Entries, atomically. Their pictures are linked, relative to it.
+def write_page(entries, path, title="Restored photos", guess=GUESS):
+    """Write the page of these Entries, atomically. Their pictures are linked, relative to it. guess: what to beware of.
 
     An Entry without areas and facts shows an earlier result. It gets those that the page had so far. Raises OSError.
     """
@@ -84,7 +84,7 @@ def write_page(entries, path, title="Restored photos"):
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">',
         f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
-        f'<header><h1>{_text(title)}</h1>\n<p class="guess">{_text(GUESS)}</p></header>\n<main>',
+        f'<header><h1>{_text(title)}</h1>\n<p class="guess">{_text(guess)}</p></header>\n<main>',
         *(_article(entry, folder, number) for number, entry in enumerate(shown, 1)),
         _others(others),
         f'</main>\n<script type="application/json" id="photos">{kept}</script>',
@@ -170,11 +170,11 @@ def _facts(entry):
 
 
 def _others(entries):
-    """List the photos in which nothing was restored, and why."""
+    """The list of photos without a result, and why."""
     if not entries:
         return ""
     items = "".join(f"<li>{_name(e.before)}: {_text(e.problem or NOTHING)}</li>\n" for e in entries)
-    return f'<section id="not-restored"><h2>Not restored</h2>\n<ul>{items}</ul></section>'
+    return f'<section id="others"><h2>Without a result</h2>\n<ul>{items}</ul></section>'
 
 
 # ------------------------------------------------------------------------------------------------ text and links

@@ -1,6 +1,7 @@
 """The page of before and after: HTML that parses, whatever files are called, and that works in a browser."""
 
 import base64
+import errno
 import hashlib
 import html.parser
 import os
@@ -14,7 +15,7 @@ from conftest import drawn_photo
 from PIL import Image
 
 import main as entry_point
-from depixelation.commands import depixelate
+from depixelation.commands import depixelate, each_photo, enlarge
 from depixelation.engine.outputs import written_by_us
 from depixelation.figures.page import GUESS, NAME, Entry, area_entry, write_page
 from depixelation.mosaics.area import Area
@@ -152,40 +153,63 @@ def test_what_browsers_do_not_show_is_stored_in_the_page(tmp_path):
 # ------------------------------------------------------------------------------------------------ as a command
 
 
-@pytest.fixture
-def photos(tmp_path, monkeypatch):
+DEPIXELATE = ["--depixelate"], "--area 10 10 20 20 --views 1".split(), "_depixelated.png", NAME
+ENLARGE = ["--task", "super_resolution", "--predict"], [], "_x2.png", "enlarged.html"
+MODULES = {NAME: (depixelate, "depixelate_photo"), "enlarged.html": (enlarge, "enlarge_file")}
+
+
+@pytest.fixture(params=[DEPIXELATE, ENLARGE], ids=["depixelate", "enlarge"])
+def command(request, tmp_path, monkeypatch):
+    """(a function that calls main() with the command on photos and options, the ending of results, the page's name)"""
     monkeypatch.chdir(tmp_path)
     for name in "ab":
         Image.fromarray(drawn_photo(60, 60)).save(f"{name}.png")
-    return ["--area", "10", "10", "20", "20", "--views", "1"]
+    words, more, end, page = request.param
+    return lambda *operands: entry_point.main([*words, *operands, *more]), end, page
 
 
-def test_several_photos_or_the_option_write_a_page(photos, tmp_path, capsys):
-    page = tmp_path / NAME
-    assert entry_point.main(["--depixelate", "a.png", *photos]) == 0 and not page.exists()
-    assert entry_point.main(["--depixelate", "a.png", "--page", *photos]) == 0
-    assert f"Before and after: {NAME}" in capsys.readouterr().out
-    assert Parsed(page).all("img", "src") == ["a.png", "a_depixelated.png"]
-    assert entry_point.main(["--depixelate", "a.png", "b.png", "none.png", "--output", "out", *photos]) == 1
-    parsed = Parsed(tmp_path / "out" / NAME)
-    assert parsed.all("img", "src") == ["../a.png", "a_depixelated.png", "../b.png", "b_depixelated.png"]
-    assert "none.png: No such file" in parsed.text and "20 x 20 pixels at 10, 10" in parsed.text
+def test_several_photos_or_the_option_write_a_page(command, tmp_path, capsys):
+    run, end, name = command
+    page, about = tmp_path / name, "20 x 20 pixels at 10, 10" if name == NAME else "120 x 120 pixels, twice the size"
+    assert run("a.png") == 0 and not page.exists()
+    assert run("a.png", "--page", "--overwrite") == 0
+    assert f"Before and after: {name}" in capsys.readouterr().out
+    assert Parsed(page).all("img", "src") == ["a.png", f"a{end}"] and about in Parsed(page).text
+    assert run("a.png", "b.png", "none.png", "--output", "out") == 1
+    parsed = Parsed(tmp_path / "out" / name)
+    assert parsed.all("img", "src") == ["../a.png", f"a{end}", "../b.png", f"b{end}"]
+    assert "none.png: No such file" in parsed.text and parsed.text.count(about) == 2 and "is a guess" in parsed.text
+    assert run("a.png", "b.png", "--output", "out") == 0  # what is skipped keeps its details
+    assert "2 have results" in capsys.readouterr().out and Parsed(tmp_path / "out" / name).text.count(about) == 2
     page.write_text("the user's")
-    assert entry_point.main(["--depixelate", "a.png", "b.png", *photos]) == 2
-    assert page.read_text() == "the user's" and not (tmp_path / "b_depixelated.png").exists()
+    assert run("a.png", "b.png") == 2
+    assert page.read_text() == "the user's" and not (tmp_path / f"b{end}").exists()
 
 
-def test_what_is_done_is_on_the_page_after_ctrl_c(photos, tmp_path, monkeypatch):
-    work = depixelate.depixelate_photo
+def test_what_is_done_is_on_the_page_after_ctrl_c(command, tmp_path, monkeypatch):
+    run, end, name = command
+    module, function = MODULES[name]
+    work = getattr(module, function)
 
     def interrupted(*arguments):
-        if (tmp_path / "a_depixelated.png").exists():
+        if (tmp_path / f"a{end}").exists():
             raise KeyboardInterrupt
-        work(*arguments)
+        return work(*arguments)
 
-    monkeypatch.setattr(depixelate, "depixelate_photo", interrupted)
-    assert entry_point.main(["--depixelate", "a.png", "b.png", *photos]) == 130
-    assert Parsed(tmp_path / NAME).all("img", "src") == ["a.png", "a_depixelated.png"]
+    monkeypatch.setattr(module, function, interrupted)
+    assert run("a.png", "b.png") == 130
+    assert Parsed(tmp_path / name).all("img", "src") == ["a.png", f"a{end}"]
+
+
+def test_a_page_that_cannot_be_written_costs_a_line(command, tmp_path, monkeypatch, capsys):
+    run, end, name = command
+
+    def full(*arguments, **words):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / name))
+
+    monkeypatch.setattr(each_photo, "write_page", full)
+    assert run("a.png", "b.png") == 1 and (tmp_path / f"b{end}").exists()
+    assert f"{name}: cannot be written (No space left" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ in a browser

@@ -306,9 +306,9 @@ def test_one_photo_stops_no_other(run, tmp_path, capsys):
         captured = capsys.readouterr()
         assert captured.err.count("left out, as it is the result of another photo") == 3
         assert all(((tmp_path / "in" / name).stat().st_mtime_ns == times[name]) == same for name in made)
-    assert len(list((tmp_path / "in").iterdir())) == 8
+    assert len(list((tmp_path / "in").iterdir())) == 9  # with the page
     assert run("--predict", tmp_path / "in", "--output", tmp_path / "out", *theirs) == 1
-    assert {path.name for path in (tmp_path / "out").iterdir()} == made | {"c_x2.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == made | {"c_x2.png", "enlarged.html"}
 
 
 # ------------------------------------------------------------------------------------------------ from end to end
