@@ -14,7 +14,7 @@ from tqdm import tqdm
 from depixelation.commands import Command
 from depixelation.commands.blending import blend_of
 from depixelation.commands.each_photo import FLAG, PhotoOptions, for_each_photo, page_of
-from depixelation.commands.naming import check_given, is_mask, changed_option, named_areas
+from depixelation.commands.naming import changed_option, check_given, is_mask, named_areas
 from depixelation.engine.models import chosen_model, load_models, load_network
 from depixelation.engine.options import ModelOptions, RealismOptions
 from depixelation.engine.predictor import Predictor
@@ -49,19 +49,19 @@ class DepixelateOptions(PhotoOptions, RealismOptions, ModelOptions):
 
 
 class Restorer:
-    """What --depixelate restores photos with: a finder, and predictors for each result that is wanted."""
+    """The networks of --depixelate: a finder, and a predictor for each result that is wanted."""
 
     def __init__(self, task, options):
-        """task: depixelation or files, in whose models and output_dir the model is looked for."""
+        """task: depixelation or files, whose output_dir and shipped models are searched for the model."""
         files = Files(Files.Config(**{name: getattr(task.config, name) for name in ("device", "precision")}))
         paths = [chosen_restorer(task, options)]
         (model,), device, precision = load_models(files, options, paths)
         self.finder = None if options.area or options.mask else load_finder(options.sensitivity, device, precision)
         blend = model.predictor if options.preview else blend_of(files, model.predictor, options)
-        self.accurate = getattr(blend, "accurate", model.predictor)  # a blend's remembers what it computed
+        self.accurate = getattr(blend, "accurate", model.predictor)  # a blend's own remembers what it computed
         self.realistic = blend if options.realism and not options.preview else None
         self.samples = blend.samples(options.samples) if options.samples and not options.preview else []
-        # A network that keeps the means has them in any case: its result tells nothing of how they came about.
+        # A network that enforces the blocks' means cannot show how they were averaged.
         self.detects_average = bool(
             model.trained_with and not model.trained_with.network_options.get("consistent", True)
         )
@@ -78,8 +78,10 @@ class Restorer:
 
 
 def chosen_restorer(task, options):
-    """The model file, or baseline, to restore with: one that was named, a restorer that was trained, the shipped one,
-    or as the last the challenge's."""
+    """The model file, or baseline, to restore with.
+
+    The first that there is: the named one, a restorer that was trained here, the shipped one, the challenge's model.
+    """
     config = task.config
     if options.network in task.baselines() and not options.model:
         return options.network
@@ -106,8 +108,8 @@ def load_finder(sensitivity, device, precision):
 def depixelate(task, options, paths):
     """Restore the pixelated areas of photos, and write them beside the photos or to --output.
 
-    Returns 1 where a photo could not be read or written, which does not end the work on the others; 2 where nothing
-    may be written.
+    A photo that fails does not stop the others. Returns 1 if one could not be read or written; 2 if no result may be
+    written.
     """
     suffixes = WRITTEN[2:] if options.preview else (*WRITTEN[:2], *sample_suffixes(options.samples))
     check_given(options)
