@@ -1,4 +1,4 @@
-"""--task classification --predict: what pictures of the user's show."""
+"""--task classification --predict: tells what the user's pictures show."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ from depixelation.images.photo_files import read_photo
 from depixelation.tasks.classification import probabilities
 from utils import UserError, display_path
 
-MAX_SHOWN = 48  # pictures of one thing that are drawn
+MAX_SHOWN = 48  # things on the sheet, about
 NOTHING = "shows nothing: all of it is as light as its corners"
 RED = (230, 60, 0)
 POLARITY = {True: "dark on light", False: "light on dark"}
@@ -44,9 +44,9 @@ TURNED += [_turned(0, 0, 1.2), _turned(0, 0, 0.85)]
 
 
 def opaque(pixels, alpha):
-    """Grey values, (H, W) float64 in [0, 255], of a picture as photo_files.read_photo gives it.
+    """The grey values of a picture, as photo_files.read_photo returns it: (H, W) float64 in [0, 255].
 
-    What is transparent becomes white, or black where what is drawn is light.
+    Transparent parts become white, or black if what is drawn is light.
     """
     grey = (pixels[..., 0] if pixels.shape[2] == 1 else to_grayscale(pixels)[0]).astype(np.float64)
     if alpha is None or not alpha.any():
@@ -56,10 +56,10 @@ def opaque(pixels, alpha):
 
 
 def normalize(grey, labels):
-    """A picture of one thing as the networks know it. Returns it, (28, 28) uint8, and whether it was dark on light:
-    whether more of it is darker than its corners than lighter.
+    """Bring a picture of one thing into the form that the networks know.
 
-    grey: (H, W) in [0, 255]. labels: "digits" or "clothes". Raises ValueError where nothing can be seen.
+    grey: (H, W) in [0, 255]. labels: "digits" or "clothes". Returns the thing, (28, 28) uint8, light on black, and
+    whether it was dark on light. Raises ValueError if nothing can be seen.
     """
     ink, dark_on_light = ink_against_corners(grey)
     if strongest(ink) < LEAST_INK:
@@ -68,10 +68,10 @@ def normalize(grey, labels):
 
 
 def normalize_ink(ink, labels):
-    """A thing, (H, W) from 0 on black, cut out, scaled and centred: (28, 28) uint8.
+    """Cut out, scale and centre a thing, (H, W), 0 on paper. Returns (28, 28) uint8.
 
-    A digit's longer side becomes 20 pixels and its centre of mass the middle, as LeCun et al. 1998 did it; clothes fill
-    the image.
+    A digit's longer side becomes 20 pixels, and its centre of mass the middle, as LeCun et al. 1998 did it. Clothes
+    fill the image.
     """
     if labels == "digits":
         ink = ink / strongest(ink) * 255
@@ -111,7 +111,7 @@ def is_sure(predictor, images, likely, labels):
 
 
 def with_boxes(grey, things, marks):
-    """The picture, (H, W, 3) uint8, with a box around each thing and its mark, where there are several."""
+    """The picture, (H, W, 3) uint8. Where there are several things, each has a box and its mark."""
     image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if len(things) > 1:
         line, drawing = max(1, max(image.size) // 200), ImageDraw.Draw(image)
@@ -124,14 +124,14 @@ def with_boxes(grey, things, marks):
 
 
 def sheet_path(config):
-    """losses/NAME_predictions.png, or where that is of an earlier call, NAME_predictions_2.png and so on."""
+    """losses/NAME_predictions.png; if an earlier call wrote that, NAME_predictions_2.png and so on."""
     numbers = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
     paths = (config.file("losses", f"_predictions{number}.png") for number in numbers)
     return next(path for path in paths if not (os.path.isfile(path) and written_by_us(path, "picture")))
 
 
 class Reader:
-    """Finds things in pictures, and tells what they are."""
+    """Finds the things in pictures, and names their classes."""
 
     def __init__(self, model):
         self.predictor, self.kind = model.predictor, model.trained_with.labels
@@ -153,9 +153,9 @@ class Reader:
 
 
 def predict_pictures(task, options, paths):
-    """--predict: print the class of each thing in each picture, a line each, and draw them with their labels.
+    """Print the class of each thing in each picture, a line each, and draw them with their labels.
 
-    A picture that cannot be read does not end the work on the others. Returns the exit_status.
+    A picture that cannot be read does not stop the others. Returns the exit_status.
     """
     sheet = sheet_path(task.config)
     check_outputs([(sheet, "picture")], paths)
@@ -168,7 +168,7 @@ def predict_pictures(task, options, paths):
             print(f"main.py: error: {error}", file=sys.stderr)
             failed += 1
             continue
-        tell(path, reader.kind, *result[1:])
+        print_classes(path, reader.kind, *result[1:])
         cells += cells_of(path, reader.kind, *result) if len(cells) < 2 * MAX_SHOWN else []
     if cells:
         plot_sheet(grid_rows(*zip(*cells)), sheet)
@@ -177,8 +177,8 @@ def predict_pictures(task, options, paths):
     return exit_status(failed, len(paths))
 
 
-def tell(path, kind, things, images, likely, sure):
-    """Print a line a thing, and before several, all of them."""
+def print_classes(path, kind, things, images, likely, sure):
+    """Print a line for each thing; before several, one with all labels."""
     if len(things) > 1:
         marks = " ".join(str(int(row.argmax())) if certain else "?" for row, certain in zip(likely, sure))
         print(f"{path}: {len(things)} things: {marks}")
@@ -188,7 +188,7 @@ def tell(path, kind, things, images, likely, sure):
 
 
 def cells_of(path, kind, grey, things, images, likely, sure):
-    """[(image, title)] for the sheet: the picture, and each thing as the network sees it."""
+    """The picture's part of the sheet, [(image, title)]: itself, and each thing as the network sees it."""
     best = likely.argmax(1).tolist()
     marks = [str(label) if certain else "?" for label, certain in zip(best, sure)]
     cells = [(with_boxes(grey, things, marks), shorten(os.path.basename(path), 32))]
@@ -210,7 +210,7 @@ def in_words(row, sure, kind):
 COMMAND = Command(
     "predict",
     predict_pictures,
-    "tell what pictures show, and draw them labelled",
+    "say what pictures show, and draw them with labels",
     "+",
     "PICTURE",
     ModelOptions,
