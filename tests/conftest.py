@@ -56,6 +56,12 @@ def save_photo(path, index, size=(150, 130), **options):
     Image.fromarray(np.stack(channels, axis=2)).save(path, **options)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def textures():
+    """Those of drawn images take over a second: processes that are forked to draw inherit them."""
+    synthetic_image(0, 0, 8)
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     """A folder of 12 folders of 5 JPEGs."""
