@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: reading their files, drawing digits instead, splitting them."""
+"""MNIST and Fashion-MNIST: reading their files, drawing digits instead, splitting them; the base of their tasks."""
 
 import contextlib
 import functools
@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
+from depixelation.engine.task import Task
 from utils import Config, UserError, display_path, inherited, key
 
 SIDE = 28  # pixels, of every image
@@ -185,27 +186,41 @@ def split_by_class(labels, fraction, seed):
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 
 
-def load_split(config, dataset):
-    """Split the training part: (training set, validation set, digest of the training set).
+class DigitsTask(Task):
+    """Base class of the exercises on these images."""
 
-    dataset: a function of images, (N, 28, 28) uint8, labels, (N,) int64, and whether they are for training.
-    """
-    images, labels = load_part(config, "train")
-    train, validation = split_by_class(labels, config.validation_fraction, config.seed)
-    if not len(train) or not len(validation):
-        raise UserError(f"images: {config.images} has {len(images)} images to train on; give each class two or more")
-    if config.max_images:
-        train = np.resize(train[: config.max_images], len(train))  # epochs keep their length
-    content = hashlib.sha256(images[train].tobytes() + labels[train].tobytes()).hexdigest()[:16]
-    held_out = dataset(images[validation], labels[validation], False)
-    return dataset(images[train], labels[train], True), held_out, content
+    def example_input(self):
+        return torch.zeros(1, 1, SIDE, SIDE)
 
+    def dataset(self, images, labels, training):
+        """A Dataset of images, (N, 28, 28) uint8, and labels, (N,) int64. training: whether they are trained on."""
+        raise NotImplementedError
 
-def load_test(config, dataset):
-    """(the test part as a dataset, its description)."""
-    images, labels = load_part(config, "test")
-    kind = "drawn digits" if config.images == "synthetic" else f"images of {display_path(config.images)}"
-    return dataset(images, labels, False), f"{len(images):,} {kind}, the test part"
+    def prepare(self):
+        config = self.config
+        images, labels = load_part(config, "train")
+        train, validation = split_by_class(labels, config.validation_fraction, config.seed)
+        if not len(train) or not len(validation):
+            count = len(images)
+            raise UserError(f"images: {config.images} has {count} images to train on; give each class two or more")
+        if config.max_images:
+            train = np.resize(train[: config.max_images], len(train))  # epochs keep their length
+        self.content = hashlib.sha256(images[train].tobytes() + labels[train].tobytes()).hexdigest()[:16]
+        self.training_set = self.dataset(images[train], labels[train], True)
+        self.validation_set = self.dataset(images[validation], labels[validation], False)
+
+    def fingerprint(self):
+        return self.content
+
+    def is_trained_on(self, fingerprint):
+        return fingerprint == self.content
+
+    def test_part(self):
+        """(the test part as a dataset, its description)."""
+        images, labels = load_part(self.config, "test")
+        drawn = self.config.images == "synthetic"
+        kind = "drawn digits" if drawn else f"images of {display_path(self.config.images)}"
+        return self.dataset(images, labels, False), f"{len(images):,} {kind}, the test part"
 
 
 # ------------------------------------------------------------------------------------------------ drawn digits

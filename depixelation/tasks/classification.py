@@ -10,11 +10,10 @@ from torch.utils.data import TensorDataset
 
 from architectures import ResidualCNN, SimpleCNN
 from depixelation.engine.measuring import Measurement
-from depixelation.engine.task import Task
 from depixelation.figures.classes import plot_confusion
 from depixelation.figures.curves import Panel
 from depixelation.figures.sheets import grid_rows
-from depixelation.images.digits import NAMES, SIDE, DigitsConfig, load_split, load_test, random_matrices, warp
+from depixelation.images.digits import NAMES, SIDE, DigitsConfig, DigitsTask, random_matrices, warp
 from utils import ROOT, inherited, key
 
 BATCH = 500  # images measured at once
@@ -69,7 +68,7 @@ def augment(images, labels):
     return images.masked_fill((rows[:, :, None] & columns[:, None])[:, None].to(images.device), 0)
 
 
-class Classification(Task):
+class Classification(DigitsTask):
     """Tell which of ten classes an image shows. A batch: images, (N, 1, 28, 28) uint8, and labels, (N,) int64."""
 
     Config = ClassificationConfig
@@ -81,20 +80,8 @@ class Classification(Task):
     next_command = "--task classification --predict PICTURE"
     shipped = os.path.join(ROOT, "models", "MNIST.pt")
 
-    def example_input(self):
-        return torch.zeros(1, 1, SIDE, SIDE)
-
     def dataset(self, images, labels, training):
         return TensorDataset(torch.tensor(images)[:, None], torch.from_numpy(labels))
-
-    def prepare(self):
-        self.training_set, self.validation_set, self.content = load_split(self.config, self.dataset)
-
-    def fingerprint(self):
-        return self.content
-
-    def is_trained_on(self, fingerprint):
-        return fingerprint == self.content
 
     def loss(self, learner, batch):
         """The cross-entropy; the log has the accuracy in per cent too, both on images as augmented."""
@@ -137,7 +124,7 @@ class Classification(Task):
     # ---------------------------------------------------------------------------------------------- --evaluate
 
     def evaluation_set(self, models, options):
-        dataset, source = load_test(self.config, self.dataset)
+        dataset, source = self.test_part()
         return dataset, f"{source}. Accuracy in per cent"
 
     def report(self, models, measured):

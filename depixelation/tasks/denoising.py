@@ -12,10 +12,9 @@ from architectures import DenoisingCNN, UNet
 from datasets import NOISE, NoisyImages
 from depixelation.engine.measuring import Measurement, mae_per_image, psnr_per_image
 from depixelation.engine.options import EvaluateOptions, named_only
-from depixelation.engine.task import Task
 from depixelation.figures.curves import column_panels
 from depixelation.figures.sheets import sheet_rows
-from depixelation.images.digits import SIDE, DigitsConfig, load_split, load_test
+from depixelation.images.digits import DigitsConfig, DigitsTask
 from utils import ROOT, inherited, key
 
 BATCH = 500  # images measured at once
@@ -51,7 +50,7 @@ def median(images):
     return around.median(1).values.view_as(images)
 
 
-class Denoising(Task):
+class Denoising(DigitsTask):
     """Predict the clean image. A batch: noisy and clean images, (N, 1, 28, 28) float32."""
 
     Config = DenoisingConfig
@@ -63,21 +62,9 @@ class Denoising(Task):
     next_command = "--task denoising --predict PICTURE"
     shipped = os.path.join(ROOT, "models", "denoising_unet.pt")
 
-    def example_input(self):
-        return torch.zeros(1, 1, SIDE, SIDE)
-
     def dataset(self, images, labels, training):
         config = self.config
         return NoisyImages(images, not training, config.noise, config.noise_level, config.seed if training else 0)
-
-    def prepare(self):
-        self.training_set, self.validation_set, self.content = load_split(self.config, self.dataset)
-
-    def fingerprint(self):
-        return self.content
-
-    def is_trained_on(self, fingerprint):
-        return fingerprint == self.content
 
     def loss(self, learner, batch):
         noisy, clean = batch
@@ -117,7 +104,7 @@ class Denoising(Task):
 
     def evaluation_set(self, models, options):
         config = self.config
-        dataset, source = load_test(config, self.dataset)
+        dataset, source = self.test_part()
         level = f" times {config.noise_level:g}" if config.noise_level != 1 else ""
         return dataset, f"{source}; {config.noise} noise{level}. MAE of images in [0, 1]; PSNR in dB"
 
