@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import datetime
 import errno
+import functools
 import multiprocessing
 import os
 import random
@@ -71,13 +72,20 @@ def choose_precision(name, device, kept=None):
     if device.type == "cuda":
         faster = kept != "float32" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if faster else torch.float32
+    seconds = convolution_seconds()
+    limit = {None: 0.8, "float32": 0.5, "bfloat16": 2.0}[kept]
+    return torch.bfloat16 if seconds[torch.bfloat16] < limit * seconds[torch.float32] else torch.float32
+
+
+@functools.cache
+def convolution_seconds():
+    """{dtype: seconds} of a convolution on this CPU. Measured once: in slow bfloat16 it takes half a second."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.ones(16, 64, 24, 24, dtype=dtype).contiguous(memory_format=torch.channels_last)
         w = torch.ones(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
         seconds[dtype] = min(timeit.repeat(lambda: F.conv2d(x, w, padding=1), number=1, repeat=5))  # noqa: B023
-    limit = {None: 0.8, "float32": 0.5, "bfloat16": 2.0}[kept]
-    return torch.bfloat16 if seconds[torch.bfloat16] < limit * seconds[torch.float32] else torch.float32
+    return seconds
 
 
 # ------------------------------------------------------------------------------------------------ processes

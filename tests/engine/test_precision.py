@@ -3,6 +3,14 @@
 import pytest
 import torch
 
+from depixelation.engine import processes
+
+
+def with_ratio(ratio, monkeypatch):
+    """A CPU on which a convolution takes this many times as long in bfloat16."""
+    seconds = {torch.float32: 1.0, torch.bfloat16: ratio}
+    monkeypatch.setattr(processes, "convolution_seconds", lambda: seconds)
+
 
 def test_precision_is_kept_with_the_model(run, model, predict, capsys, monkeypatch):
     """Auto would measure at each start, and could decide otherwise. A much slower one is not kept."""
@@ -16,8 +24,7 @@ def test_precision_is_kept_with_the_model(run, model, predict, capsys, monkeypat
     ):
         torch.save({**state, "precision": kept}, model)
         for precision, expected in (("auto", chosen), ("float32", "float32")):
-            seconds = iter([[1.0], [ratio]])
-            monkeypatch.setattr("timeit.repeat", lambda *arguments, seconds=seconds, **options: next(seconds))
+            with_ratio(ratio, monkeypatch)
             capsys.readouterr()
             assert predict("--submission", "a.bin", "--precision", precision) == 0
             assert f"cpu, {expected}" in capsys.readouterr().out
@@ -25,8 +32,7 @@ def test_precision_is_kept_with_the_model(run, model, predict, capsys, monkeypat
 
 @pytest.mark.parametrize("ratio, warned", [(10, True), (1.5, False)])
 def test_a_slow_precision_is_warned_of(run, capsys, monkeypatch, ratio, warned):
-    seconds = iter([[1.0], [ratio]])
-    monkeypatch.setattr("timeit.repeat", lambda *arguments, **options: next(seconds))
+    with_ratio(ratio, monkeypatch)
     assert run("--epochs", "1", "--precision", "bfloat16") == 0
     assert ("warning: bfloat16 is far slower" in capsys.readouterr().err) == warned
 

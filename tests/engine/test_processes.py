@@ -1,15 +1,19 @@
 """What training runs on."""
 
+import functools
 import timeit
 
 import torch
 
-from depixelation.engine.processes import choose_precision
+from depixelation.engine import processes
 
 
-def test_precision_is_measured(monkeypatch):
-    assert choose_precision("float32", torch.device("cpu")) == torch.float32
+def test_precision_is_measured_once(monkeypatch):
+    assert processes.choose_precision("float32", torch.device("cpu")) == torch.float32
+    measure = processes.convolution_seconds.__wrapped__
     for other, chosen in ((0.5, torch.bfloat16), (1.5, torch.float32)):
         seconds = iter([[1.0, 3.0], [other, 3.0]])
         monkeypatch.setattr(timeit, "repeat", lambda *arguments, **options: next(seconds))
-        assert choose_precision("auto", torch.device("cpu")) == chosen
+        monkeypatch.setattr(processes, "convolution_seconds", functools.cache(measure))
+        for _ in range(2):
+            assert processes.choose_precision("auto", torch.device("cpu")) == chosen
