@@ -1,5 +1,6 @@
 import collections
 import csv
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -19,6 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import main as entry  # noqa: E402
 from datasets import block_means, draw_rectangle, prepare_image  # noqa: E402
+from depixelation.engine import run as runs  # noqa: E402
 from depixelation.images.synthetic import synthetic_colour_image, synthetic_image  # noqa: E402
 from depixelation.mosaics import rectangle_tasks  # noqa: E402
 
@@ -221,6 +223,12 @@ def interrupt_at(monkeypatch, step, number=signal.SIGINT, owner=rectangle_tasks,
         return loss(*arguments)
 
     monkeypatch.setattr(owner, name, patched)
+
+
+def tick(monkeypatch, seconds):
+    """Replaces the clock of training by one that goes on by so many seconds whenever it is read: at each step."""
+    ticks = itertools.count()
+    monkeypatch.setattr(runs, "time", types.SimpleNamespace(monotonic=lambda: seconds * next(ticks)))
 
 
 class Photos:

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import tick
 
 import main as entry
 from depixelation.commands import commands_of
@@ -74,7 +75,8 @@ def test_the_only_model_of_an_unpacked_hand_in_is_taken(tmp_path, monkeypatch):
 def test_a_short_run_draws_more_than_one_point(run, monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr(entry, "plot_curves", lambda panels, path: drawn.append(panels))
-    assert run("--max_minutes", "0.03", "--synthetic_images", "4000") == 0
+    tick(monkeypatch, 0.1)
+    assert run("--max_minutes", "0.03", "--synthetic_images", "120") == 0  # 18 steps, two epochs and a half
     (x, y) = drawn[-1][0].curves["validation score"]
     assert len(x) > 3 and x == sorted(x) and len(y) == len(x)
     output = capsys.readouterr().out
