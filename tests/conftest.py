@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import csv
 import itertools
 import multiprocessing
@@ -7,6 +8,8 @@ import pickle
 import shutil
 import signal
 import sys
+import types
+from multiprocessing import forkserver
 
 import numpy as np
 import pytest
@@ -27,17 +30,25 @@ from depixelation.mosaics import rectangle_tasks  # noqa: E402
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
 
 
+def start_process(function, *arguments):
+    """The multiprocessing.Process, started, that calls the function: forked from one that has imported all, which saves
+    the time of it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["conftest"])
+    with contextlib.chdir(os.path.dirname(os.path.abspath(__file__))):  # where that one looks for what it imports
+        forkserver.ensure_running()
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
 def start_main(arguments, output=None, environment=None, method=None):
-    """main() in a process of its own, forked from one that has imported all, which saves the time of it.
+    """main() in a process of its own.
 
     output: a file for what it prints. method: how it starts processes itself. Returns the multiprocessing.Process,
     started.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["main"])
-    process = context.Process(target=_call_main, args=(arguments, output, environment or {}, method))
-    process.start()
-    return process
+    return start_process(_call_main, arguments, output, environment or {}, method)
 
 
 def _call_main(arguments, output, environment, method):

@@ -291,14 +291,14 @@ def children(pid):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_ended_while_images_are_prepared(tmp_path, number):
     cache = tmp_path / "cache"
-    command = [sys.executable, os.path.join(ROOT, "main.py"), "--output_dir", str(tmp_path), "--cache_dir", str(cache)]
-    process = subprocess.Popen([*command, "--synthetic_images", "100000"], stderr=subprocess.PIPE)
+    options = ["--output_dir", tmp_path, "--cache_dir", cache, "--synthetic_images", "100000"]
+    process = start_main(options, tmp_path / "output.txt")
     while not any(path.stat().st_size for path in cache.glob("*.building.*/pixels.bin")):  # all workers have started
-        assert process.poll() is None
+        assert process.exitcode is None
         time.sleep(0.05)
     workers = children(process.pid)
-    process.send_signal(number)
-    process.communicate(timeout=30)
+    os.kill(process.pid, number)
+    process.join(30)
     for _ in range(100):  # they look once a second whether their parent is there
         workers = [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
         if not workers:
@@ -306,10 +306,10 @@ def test_ended_while_images_are_prepared(tmp_path, number):
         time.sleep(0.1)
     assert not workers
     if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL and len(list(cache.glob("*.building.*"))) == 1
+        assert process.exitcode == -signal.SIGKILL and len(list(cache.glob("*.building.*"))) == 1
         open_cache("synthetic", str(cache), 0, 10)
     else:
-        assert process.returncode == 130
+        assert process.exitcode == 130
     assert not list(cache.glob("*.building.*"))
 
 

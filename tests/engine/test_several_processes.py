@@ -100,7 +100,7 @@ def test_a_mistake_is_one_line_in_several_processes_too(tmp_path):
 
 def test_the_spawn_start_method(tmp_path):
     """As on Windows and macOS, where processes import everything anew and inherit nothing."""
-    arguments = options(tmp_path / "out", "--epochs", "1", "--workers", "1")
+    arguments = options(tmp_path / "out", "--epochs", "1", "--workers", "1", "--synthetic_images", "32")
     process = start_main(arguments, tmp_path / "output.txt", method="spawn")
     process.join(120)
     output = (tmp_path / "output.txt").read_text()

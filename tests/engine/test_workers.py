@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-from conftest import TINY, some_photos
+from conftest import TINY, some_photos, start_process
 
 import main as entry
 from datasets import CachedPixelationDataset
@@ -130,9 +130,6 @@ def _end_after_a_fork(arguments):
 @pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="needs fork")
 def test_a_sigterm_while_workers_are_forked_is_not_lost(tmp_path):
     arguments = [*TINY, "--epochs", "1", "--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache")]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["main"])
-    process = context.Process(target=_end_after_a_fork, args=([*arguments, "--synthetic_images", "64"],))
-    process.start()
+    process = start_process(_end_after_a_fork, [*arguments, "--synthetic_images", "64"])
     process.join(100)
     assert process.exitcode == 130 and not os.listdir(tmp_path / "cache")
