@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 # Formats that Pillow may try, whatever the file's name. Its others are unsafe: PostScript starts a program.
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "GIF", "PPM", "TGA", "QOI")
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2", ".tif", ".tiff", ".bmp")  # of photos
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "DIB", "GIF", "PPM", "TGA", "QOI")
+EXTENSIONS = ".jpg .jpeg .jpe .jfif .pjpeg .pjp .png .apng .webp .avif .jp2 .j2k .j2c .jpc .jpf .jpx .tif .tiff .bmp "
+EXTENSIONS = tuple((EXTENSIONS + ".dib .ppm .pgm .pbm .pnm .tga .qoi").split())  # of photos in FORMATS
 IMAGE_SIZE = 64  # pixels a side, of every image of the challenge
 WIDTH_RANGE = HEIGHT_RANGE = (4, 32)  # of the pixelated rectangle, in pixels, inclusive
 SIZE_RANGE = (4, 16)  # of the blocks, in pixels a side, inclusive

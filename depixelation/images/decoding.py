@@ -16,7 +16,9 @@ MAX_PROFILE_BYTES = 32 * 2**20
 COLOUR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")  # chunks of a PNG that say what its values mean
 NEEDED_CHUNKS = (*COLOUR_CHUNKS, b"iCCP", b"tRNS", b"pHYs", b"eXIf", b"acTL", b"fcTL", b"fdAT")
 XMP_TEXT = b"XML:com.adobe.xmp\0\0"  # how uncompressed XMP begins
-BY_ROWS = ("PNG", "BMP", "DIB", "TIFF", "PPM")  # in these, Pillow leaves unreadable rows as they were
+BY_ROWS = ("PNG", "BMP", "DIB", "TIFF", "PPM", "GIF", "TGA", "QOI")  # Pillow reads their rows up to a cut,
+FAIL_LATE = ("TIFF", "QOI")  # and raises an error for these
+GREY = 128  # of rows that are missing
 
 
 class CutPhoto(ValueError):
@@ -50,14 +52,13 @@ def decode(file, prepare=lambda image: None):
         if len(data) > MAX_FILE_BYTES:
             raise
         try:
-            found = _mend(data, prepare)
+            return _mend(data, prepare)
         except (MemoryError, CutPhoto):
             raise
         except Exception:
-            found = None
-        if found is None:
+            if _lacks_its_end(data):
+                raise CutPhoto("its end is missing") from None
             raise error from None
-        return found
 
 
 def size_of(file):
@@ -92,26 +93,53 @@ def _bits(image):
 
 
 def _mend(data, prepare):
-    """The Decoded photo of a file that Pillow refuses; None if nothing helps."""
+    """The Decoded photo of a file that Pillow refuses. Raises CutPhoto, or any error where nothing helps."""
+    rng = np.random.default_rng(0)
     if data.startswith(b"\xff\xd8"):
         if not _has_all_scans(data):
             raise CutPhoto("too much of its end is missing")
-        # Decode twice, with noise after the file's end and without. Rows that the file holds come out the same.
-        noise = np.random.default_rng(0).integers(0, 255, 2**16, dtype=np.uint8).tobytes()
-        start = data.rstrip(b"\xff")
-        (image, bits), (other, _) = (_load(io.BytesIO(start + more + b"\xff\xd9"), prepare) for more in (b"", noise))
-        differ = _rows_that_differ(image, other)
-        whole = int(differ.argmax()) if differ.any() else len(differ)
-        return _checked(image, bits, whole / len(differ))
+        start, noise = data.rstrip(b"\xff"), rng.bytes(2**16).replace(b"\xff", b"")  # which would begin a marker
+        return _padded([start + more + b"\xff\xd9" for more in (b"", noise)], prepare)
+    if data.startswith(b"RIFF"):
+        more = [bytes(2 * len(data) + 2**16), *(rng.bytes(2 * len(data) + 2**16) for _ in range(4))]
+        return _padded([_longer_webp(data, each) for each in more], prepare, 8)
     data = _needed_chunks(data) if data.startswith(b"\x89PNG") else data
     with _truncated_allowed():
-        (image, bits), (other, _) = (_load(io.BytesIO(data), _filled(prepare, value)) for value in (128, 0))
-    return _checked(image, bits, 1 - _rows_that_differ(image, other).mean())
+        (image, bits), (other, _) = (_load_rows(io.BytesIO(data), prepare, value) for value in (GREY, 0))
+    return _checked(image, bits, _rows_that_differ(image, other))
 
 
-def _checked(image, bits, share):
+def _padded(files, prepare, reach=1):
+    """The Decoded photo of a cut file that was made longer, in several ways.
+
+    Each way decodes something else after the end. Rows that the file holds come out the same in all that can be read.
+    reach: how many of these the decoder smooths with the next ones.
+    """
+    loaded = []
+    for data in files:
+        with contextlib.suppress(OSError, EOFError):
+            loaded.append(_load(io.BytesIO(data), prepare))
+    if len(loaded) < 2:
+        raise CutPhoto("its end is missing")
+    (image, bits), *others = loaded
+    missing = np.logical_or.accumulate(np.any([_rows_that_differ(image, other) for other, _ in others], axis=0))
+    missing[:-reach] |= missing[reach:]
+    return _checked(image, bits, missing)
+
+
+def _checked(image, bits, missing):
+    """The Decoded photo without these rows, (H,) bool."""
+    share = 1 - missing.mean()
     if share < ENOUGH:
-        raise CutPhoto(f"only {share:.0%} of its rows can be read")
+        raise CutPhoto(f"only {share:.1%} of its rows can be read")
+    if missing.any():
+        bands = image.getbands()
+        grey = [255 if band == "A" else GREY for band in bands]
+        if image.mode == "P":
+            palette = np.reshape(image.getpalette(), (-1, 3))
+            grey = [int(np.abs(palette - GREY).sum(axis=1).argmin())]
+        rows = Image.fromarray(np.broadcast_to(missing[:, None], (len(missing), image.width)).astype(np.uint8) * 255)
+        image.paste(tuple(grey) if len(bands) > 1 else grey[0], None, rows)
     return Decoded(image, bits, float(share))
 
 
@@ -121,16 +149,55 @@ def _rows_that_differ(image, other):
     return (a != b).reshape(len(a), -1).any(axis=1)
 
 
-def _filled(prepare, value):
-    """A `prepare` that also fills the image with a value, which stays where nothing is decoded."""
+def _load_rows(file, prepare, value):
+    """Load a cut file as `_load` does. The image has the value where nothing is decoded."""
+    image = Image.open(file, formats=FORMATS)
+    if image.format not in BY_ROWS:
+        raise CutPhoto("its end is missing")
+    bits, begin = _bits(image), image.load_prepare
 
-    def fill(image):
-        prepare(image)
-        if image.format not in BY_ROWS:
-            raise CutPhoto("its end is missing")
-        image.im = Image.new(image.mode, image.size, (value,) * len(image.getbands())).im
+    def begin_filled():
+        begin()
+        bands = len(image.getbands())
+        image.im.paste((value,) * bands if bands > 1 else value, (0, 0, *image.size))
 
-    return fill
+    prepare(image)
+    image.load_prepare = begin_filled
+    with contextlib.suppress(*(OSError, ValueError) if image.format in FAIL_LATE else ()):
+        image.load()
+    image.tile = []  # so that Pillow does not load it again
+    return image, bits
+
+
+def _longer_webp(data, more):
+    """A cut WebP with `more` at the end of its pixels' chunk, and nothing after it."""
+    parts, position = [], 12
+    while position + 8 <= len(data):
+        kind, length = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
+        content = data[position + 8 : position + 8 + length]
+        if len(content) == length or kind in (b"VP8 ", b"VP8L"):
+            content += more if len(content) < length else b""
+            parts.append(kind + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2))
+        position += 8 + length + length % 2
+    body = b"WEBP" + b"".join(parts)
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+def _lacks_its_end(data):
+    """Whether a file ends before its own header says it does."""
+    if data.startswith(b"RIFF"):
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if data[:2] in (b"II", b"MM"):
+        return len(data) < 2 + int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big")
+    if data.startswith(b"\xff\x4f\xff\x51"):
+        return not data.endswith(b"\xff\xd9")
+    position = 0
+    while data[4:8] in (b"ftyp", b"jP  ") and position + 8 <= len(data):  # boxes
+        length = int.from_bytes(data[position : position + 4], "big")
+        if not length:  # up to the end of the file
+            return not data.endswith(b"\xff\xd9")
+        position += max(8, length if length > 1 else int.from_bytes(data[position + 8 : position + 16], "big"))
+    return position > len(data)
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ CACHE_SIDE = 128  # shortest side of a cached photo: as the course's photos, twi
 SYNTHETIC_SIDE = 96
 COLOUR_SIDE = 2048  # longest side of a photo cached in colour; of larger ones the middle is kept
 SYNTHETIC_COLOUR_SIDE = 128
-UNREAD = ".gif .heic .heif .hif .jxl .jxr .psd .xcf .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw"
-UNREAD = tuple(UNREAD.split())  # of photos that are not read, but named
+UNREAD = ".gif .heic .heif .hif .avifs .jxl .jxr .psd .xcf .exr .hdr .pcx .sgi .dng .cr2 .cr3 .nef .nrw .arw .sr2 .orf "
+UNREAD = tuple((UNREAD + ".rw2 .raf .pef .srw .x3f .3fr").split())  # of photos that are not read, but named
 # Errors that a retry will not fix. Others, of a disk or a network share, may be gone next time.
 LASTING = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
 
