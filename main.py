@@ -33,6 +33,7 @@ from depixelation.engine.processes import (
     check_open_files,
     choose_device,
     choose_precision,
+    errors_of_workers,
     keep_freed_memory,
     lasting_output,
     quiet,
@@ -164,7 +165,8 @@ def load_batches(config, task, network, step, processes, device):
     )
 
     def batches():
-        yield from loader
+        with errors_of_workers():
+            yield from loader
 
     return contextlib.closing(batches())
 

@@ -8,6 +8,7 @@ import functools
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -361,6 +362,23 @@ def check_open_files(workers):
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     except ImportError:
         pass
+
+
+@contextlib.contextmanager
+def errors_of_workers():
+    """What a worker raised because of a file is raised as it was; PyTorch puts the worker's traceback into its text."""
+    try:
+        yield
+    except (OSError, UserError) as error:
+        told, _, trace = str(error).rpartition("Traceback (most recent call last):\n")
+        if not told.startswith("Caught "):
+            raise
+        lines = [line for line in trace.splitlines() if line[:1].strip()]  # those of the stack are indented
+        text = " ".join(lines).partition(": ")[2]
+        parts = re.fullmatch(r"\[Errno (\d+)\] (.*?)(?:: '(.*)')?", text)
+        if isinstance(error, OSError) and parts:
+            raise OSError(int(parts[1]), *parts.groups()[1:]) from None
+        raise type(error)(text) from None
 
 
 def start_worker(worker=None):

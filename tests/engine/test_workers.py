@@ -50,6 +50,26 @@ def test_after_a_failure_in_a_worker(run, left, monkeypatch):
     assert not left()
 
 
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (OSError(5, "Input/output error", "photos.npy"), "photos.npy: Input/output error"),
+        (OSError("nothing is known of it"), "file: nothing is known of it"),
+        (OSError(24, "Too many open files"), "workers: the system allows too few open files"),
+        (UserError("images: two\nlines"), "images: two lines"),
+    ],
+)
+def test_an_error_of_a_worker_is_one_line(run, left, monkeypatch, capsys, error, line):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(CachedPixelationDataset, "_augment", fail)
+    assert run("--epochs", "1", "--workers", "2") == 2
+    (told,) = [part for part in capsys.readouterr().err.splitlines() if part.strip() and "%" not in part]
+    assert told.startswith(f"main.py: error: {line}")
+    assert not left()
+
+
 def test_numbers_that_become_too_large(run, refused, left):
     refused(run("--epochs", "1", "--workers", "2", "--learning_rate", "1e300"), "learning_rate", "smaller")
     assert not left() and not [name for name in os.listdir("models") if name != "default.last.pt"]
