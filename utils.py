@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import sys
 import time
@@ -327,7 +328,8 @@ def display_path(path):
     except ValueError:  # on another drive
         return path
     typed = path if relative.startswith("..") else relative
-    return typed.encode(errors="backslashreplace").decode()  # names need not be valid Unicode
+    typed = typed.encode(errors="backslashreplace").decode()  # names need not be valid Unicode,
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], typed)  # nor keep to one line
 
 
 def digest(value):

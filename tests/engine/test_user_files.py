@@ -149,6 +149,12 @@ def test_strange_text_is_one_line(words, refused):
     refused(entry.main(words), words[-2][2:])
 
 
+def test_names_of_files_keep_to_one_line(tmp_path, capsys):
+    assert entry.main(["--pixelate", str(tmp_path / "two\nlines\x1b[2J.png")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "two\\nlines\\x1b[2J.png: No such file" in line
+
+
 def test_a_tiny_fraction_ends(run):
     assert run("--epochs", "1", "--validation_fraction", "1e-10") == 0
 
