@@ -2,6 +2,8 @@
 
 import os
 
+import numpy as np
+
 from depixelation.images.photo_files import EXTENSIONS, read_photo
 from depixelation.mosaics.area import check_area, in_fours, parse_block_size
 from depixelation.mosaics.given import given_areas
@@ -42,7 +44,7 @@ def named_areas(options, pixels, path):
             f"{display_path(mask_path)}: is {white.shape[1]} x {white.shape[0]} pixels, {display_path(path)} is "
             f"{pixels.shape[1]} x {pixels.shape[0]}; draw the mask on the photo"
         )
-    mask = white.mean(axis=2) > 127
+    mask = white.sum(axis=2, dtype=np.uint16) > 127 * white.shape[2]
     areas = given_areas(pixels, mask=mask if alpha is None else mask & (alpha > 127), block=block)
     if not areas:
         raise UserError(f"{display_path(mask_path)}: has no white pixels; paint white what is pixelated")

@@ -15,23 +15,25 @@ def before_after(before, after, areas):
 
     Where it had to be made smaller, a second row shows the first area larger.
     """
-    before, after = (Image.fromarray(np.broadcast_to(p, (*p.shape[:2], 3))) for p in (before, after))
-    gap = min(16, max(2, before.width // 50))
+    height, width = before.shape[:2]
+    gap = min(16, max(2, width // 50))
     cell = (WIDEST - gap) // 2
-    rows = [_pair(before, after, areas, min(1, cell / before.width))]
-    if before.width > cell and areas:
-        box = _around(areas[0], before.size)
-        largest = min(cell / (box[2] - box[0]), cell / (box[3] - box[1]), ENLARGED)
+    rows = [_pair(before, after, areas, min(1, cell / width))]
+    if width > cell and areas:
+        left, upper, right, lower = _around(areas[0], (width, height))
+        largest = min(cell / (right - left), cell / (lower - upper), ENLARGED)
         scale = int(largest) if largest >= 1 else largest  # by whole numbers, so that blocks stay sharp
-        rows.append(_pair(before.crop(box), after.crop(box), [], scale))
+        rows.append(_pair(*(picture[upper:lower, left:right] for picture in (before, after)), [], scale))
     return np.asarray(_sheet(rows, gap))
 
 
 def _pair(before, after, areas, scale):
     """Both pictures in another size, the areas outlined in the first one."""
-    size = [max(1, int(side * scale)) for side in before.size]
+    size = [max(1, int(side * scale)) for side in before.shape[1::-1]]
     how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-    pair = [picture.resize(size, how) for picture in (before, after)]
+    # One after the other: Pillow's copy of a large photo takes four bytes a pixel.
+    pair = [Image.fromarray(each if each.shape[2] == 3 else each[:, :, 0]).resize(size, how).convert("RGB")
+            for each in (before, after)]
     outlined = np.array(pair[0])
     for area in areas:
         _outline(outlined, area, scale)

@@ -18,6 +18,7 @@ from depixelation.images.metadata import COLOURS, metadata_of, save_options
 from depixelation.images.photos import UNREAD, left_out, walk_files
 from utils import UserError, atomic_write, display_path, open_plain
 
+ROWS = 256  # of a picture, copied at once
 LARGE = 2**26  # values; a PNG with more is compressed less, as compression would take most of the time
 # The names of results, which are not photos to restore.
 RESULT = re.compile(r"(?P<base>.+)_(depixelated|before_after|preview|spread|sample_\d+)\.png$")
@@ -29,14 +30,15 @@ def read_photo(path):
     Raises UserError.
     """
     path = os.fspath(path)
+    shown = display_path(path)
     try:
         with open_plain(path) as file, warnings.catch_warnings(action="ignore"):  # about damaged tags
             decoded = decode(file)
             image = upright(decoded.image)
             if getattr(image, "is_animated", False) and image.format != "MPO":
-                raise UserError(f"{path}: has several frames or pages; name a picture of one")
+                raise UserError(f"{shown}: has several frames or pages; name a picture of one")
             if image.mode == "F" or image.mode == "I" and image.format == "TIFF":
-                raise UserError(f"{path}: its greys have neither 8 nor 16 bits, so black is unknown; save it with 8")
+                raise UserError(f"{shown}: its greys have neither 8 nor 16 bits, so black is unknown; save it with 8")
             metadata, alpha = metadata_of(image, file), None
             if image.mode not in ("RGB", "RGBA", "P", "L"):
                 metadata.pop("icc_profile", None)  # it describes values that conversion changes
@@ -46,25 +48,33 @@ def read_photo(path):
                 image = image.convert("RGBA")
                 alpha = np.asarray(image.getchannel("A"))
             if decoded.bits > 8:
-                _tell(f"{display_path(path)}: has {decoded.bits} bits a channel; results have 8")
+                _tell(f"{shown}: has {decoded.bits} bits a channel; results have 8")
             if decoded.damage():
-                _tell(f"{display_path(path)}: {decoded.damage()}")
+                _tell(f"{shown}: {decoded.damage()}")
             if image.mode.startswith("I"):
                 pixels = to_8_bits(image)
             else:
                 mode = "L" if image.mode in ("1", "L") else "RGB"
-                pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+                pixels = _as_array(image if image.mode == mode else image.convert(mode))
     except (UserError, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise UserError(
-            f"{path}: has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels; make it smaller"
+            f"{shown}: has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels; make it smaller"
         ) from None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or 'not a readable picture'}; name a photo") from None
+        raise UserError(f"{shown}: {error.strerror or 'not a readable picture'}; name a photo") from None
     except Exception as error:  # a broken file makes decoders raise anything
-        raise UserError(f"{path}: not a readable picture ({error})") from None
+        raise UserError(f"{shown}: not a readable picture ({error})") from None
     return pixels.reshape(*pixels.shape[:2], -1), alpha, metadata
+
+
+def _as_array(image):
+    """An image of mode L or RGB as (H, W) or (H, W, 3) uint8, with less memory than Pillow takes for it at once."""
+    pixels = np.empty((image.height, image.width, *[3] * (image.mode == "RGB")), dtype=np.uint8)
+    for y in range(0, image.height, ROWS):
+        pixels[y : y + ROWS] = image.crop((0, y, image.width, min(y + ROWS, image.height)))
+    return pixels
 
 
 def _tell(line):
