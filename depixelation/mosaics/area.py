@@ -13,6 +13,7 @@ GRIDS = ("rectangle", "picture")  # where the grid of blocks begins
 SIDES = (4, 64)  # of blocks when they are made, in pixels
 SCALES = (0.5, 1.5)  # of a picture after it was pixelated
 INNER = 0.6  # share of a block's side, in its middle, that files and scaling hardly blur
+MOST, FEW = 2**24, 2**20  # pixels of an area that are computed with at once
 CELL = 4  # pixels a side of the squares that the finder's network judges
 
 
@@ -114,6 +115,18 @@ def grid_lines(length, side, phase):
     """0, the lines phase + k * side within (0, length), rounded, and length."""
     lines = np.rint(np.arange(phase, length, side)).astype(np.int64)
     return np.unique(np.concatenate([[0], lines[(lines > 0) & (lines < length)], [length]]))
+
+
+def bands(rows, width, sums=False):
+    """Yield (first, last) of rows of blocks between lines, increasing from 0, to be computed with one after the other.
+
+    They have about FEW pixels. sums: where what follows depends on the order in which numbers are added, MOST pixels.
+    """
+    first, height = 0, (MOST if sums else FEW) // width
+    while first < len(rows) - 1:
+        last = max(first + 1, int(np.searchsorted(rows, rows[first] + height, side="right")) - 1)
+        yield first, last
+        first = last
 
 
 def to_light(values):

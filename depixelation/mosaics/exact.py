@@ -6,9 +6,9 @@ from itertools import islice
 
 import numpy as np
 
-from datasets import means_between, spread_between
-from depixelation.mosaics.area import Area
-from depixelation.mosaics.regions import SMALLEST, region_boxes
+from datasets import spread_between
+from depixelation.mosaics.area import Area, bands
+from depixelation.mosaics.regions import BAND, SMALLEST, region_boxes
 from depixelation.mosaics.shapes import drawn, has_jpeg_lines, line_grids, shape_on_grid, two_tones
 
 MOST = 200  # largest boxes of a photo that are searched for exact blocks
@@ -85,16 +85,17 @@ def _covered(starts, height, width):
 
 def _largest_rectangle(covered):
     """(x, y, width, height) of the largest rectangle that is True everywhere; 0 each where there is none."""
-    best, rows = (0, 0, 0, 0, 0), np.arange(len(covered), dtype=np.int32)
-    gaps = np.maximum.accumulate(np.where(covered, np.int32(-1), rows[:, None]))  # the last row that is False
-    ending = covered.copy()  # what is True in the next row too makes a larger rectangle there
-    ending[:-1] &= ~covered[1:]
-    for bottom in np.flatnonzero(ending.any(axis=1)):  # the largest rectangle under a histogram, row by row
-        heights = bottom - gaps[bottom]
-        edges = np.flatnonzero(np.diff(covered[bottom], prepend=False, append=False))
+    best, gaps = (0, 0, 0, 0, 0), np.full(covered.shape[1], -1)  # the last row that is False
+    for bottom, row in enumerate(covered):  # the largest rectangle under a histogram, row by row
+        gaps[~row] = bottom
+        ending = row & ~covered[bottom + 1] if bottom + 1 < len(covered) else row  # else there is a larger one below
+        if not ending.any():
+            continue
+        heights = bottom - gaps
+        edges = np.flatnonzero(np.diff(row, prepend=False, append=False))
         starts, ends = edges[::2], edges[1::2]  # of what is True in this row
         hopeful = np.maximum.reduceat(heights, starts) * (ends - starts) >= best[0]
-        hopeful &= np.logical_or.reduceat(ending[bottom], starts)
+        hopeful &= np.logical_or.reduceat(ending, starts)
         for left, right in zip(starts[hopeful], ends[hopeful]):
             best = max(best, _largest_below(heights[left:right], left, bottom))
     return tuple(map(int, best[1:]))
@@ -180,13 +181,25 @@ def is_pixelated(pixels, area):
 
 def is_drawn(pixels, area):
     """Whether an area holds blocks that are drawn, not averaged: their pixels have few colours. See `drawn`."""
-    values = pixels[area.box()].astype(np.int64)
-    colours = sum(values[:, :, i] << 8 * i for i in range(values.shape[2]))
-    rows, columns = ((lines[:-1] + lines[1:]) // 2 for lines in area.lines())
-    cells = colours[np.ix_(rows, columns)]
-    if two_tones(values[np.ix_(rows, columns)]):
+    values = pixels[area.box()]
+    middles = values[np.ix_(*((lines[:-1] + lines[1:]) // 2 for lines in area.lines()))]
+    cells = _colours(middles)
+    if two_tones(middles):
         return True
-    return drawn(cells) and len(np.unique(colours[area.inside])) <= 2 * len(np.unique(cells))
+    return drawn(cells) and len(_distinct(values, area.inside)) <= 2 * len(np.unique(cells))
+
+
+def _colours(values):
+    """A number for each colour of (..., C) uint8: int64."""
+    return sum(values[..., i].astype(np.int64) << 8 * i for i in range(values.shape[-1]))
+
+
+def _distinct(values, mask):
+    """The numbers of the colours of the pixels, (H, W, C), in a mask."""
+    found = np.zeros(0, dtype=np.int64)
+    for y in range(0, len(values), BAND):
+        found = np.union1d(found, _colours(values[y : y + BAND][mask[y : y + BAND]]))
+    return found
 
 
 def _on_jpeg_grid(area):
@@ -207,8 +220,8 @@ def _steps(values):
     In grey levels of the channel that differs most, as uint8.
     """
     for a, b in ((values[1:], values[:-1]), (values[:, 1:], values[:, :-1])):
-        steps = np.maximum(a, b) - np.minimum(a, b)
-        yield reduce(np.maximum, np.moveaxis(steps, 2, 0))
+        pairs = zip(np.moveaxis(a, 2, 0), np.moveaxis(b, 2, 0))
+        yield reduce(np.maximum, (np.maximum(*pair) - np.minimum(*pair) for pair in pairs))
 
 
 def exact_grids(across, down):
@@ -219,15 +232,24 @@ def exact_grids(across, down):
     """
     votes = []
     for neighbours in (across, down.T):
-        lines, ends = np.nonzero(~neighbours[:, 1:])
-        lengths, starts = np.diff(ends), ends[:-1] + 1
-        inside = (np.diff(lines) == 0) & (lengths >= 2)
-        lengths, starts = lengths[inside], starts[inside]
-        keys, counts = np.unique(lengths * 2**32 + starts % np.maximum(lengths, 1), return_counts=True)
+        keys, counts = _runs(neighbours)
         order = np.argsort(counts, kind="stable")
         votes.append({int(keys[i] >> 32): (int(counts[i]), int(keys[i] & 0xFFFF)) for i in order})  # the most counts
     sides = sorted(votes[0].keys() & votes[1].keys(), key=lambda side: -side * min(vote[side][0] for vote in votes))
     return [(float(side), float(side), *(float(vote[side][1]) for vote in votes)) for side in sides[:GRIDS_TRIED]]
+
+
+def _runs(neighbours):
+    """(keys, counts): how many runs have this length and this start modulo it, as length * 2**32 + start."""
+    found = []
+    for y in range(0, len(neighbours), BAND):
+        lines, ends = np.nonzero(np.ascontiguousarray(~neighbours[y : y + BAND, 1:]))
+        lengths, starts = np.diff(ends), ends[:-1] + 1
+        inside = (np.diff(lines) == 0) & (lengths >= 2)
+        lengths, starts = lengths[inside], starts[inside]
+        found.append(np.unique(lengths * 2**32 + starts % np.maximum(lengths, 1), return_counts=True))
+    keys, which = np.unique(np.concatenate([keys for keys, _ in found]), return_inverse=True)
+    return keys, np.bincount(which, np.concatenate([counts for _, counts in found]), len(keys))
 
 
 def exact_area(pixels, area, around=AROUND, free=None, same=None):
@@ -271,9 +293,14 @@ def is_exact(pixels, area):
     whole = _whole_blocks(area)
     if min(whole) < 2 or (_on_jpeg_grid(area) or side <= 4) and whole[0] * whole[1] < BY_CHANCE:
         return False
-    cells = means_between(pixels[area.box()], rows, columns)
-    if min(cells.shape[:2]) < 3 or not np.array_equal(spread_between(cells, rows, columns), pixels[area.box()]):
+    values = pixels[area.box()]
+    cells = values[np.ix_(rows[:-1], columns[:-1])]
+    if min(cells.shape[:2]) < 3:
         return False
+    for a, b in bands(rows, area.width):
+        part = spread_between(cells[a:b], rows[a : b + 1], columns)
+        if not np.array_equal(part, values[rows[a] : rows[b]]):
+            return False
     pairs = [(np.diff(cells, axis=axis) != 0).any(axis=2) for axis in (0, 1)]
     return sum(pair.sum() for pair in pairs) >= (0.5 if side > 3 else 0.9) * sum(pair.size for pair in pairs)
 

@@ -15,7 +15,17 @@ from depixelation.engine.predictor import Timed
 from depixelation.mosaics.area import AVERAGES, CELL, Area
 from depixelation.mosaics.grid_fit import fit_area
 from depixelation.mosaics.lossy import CLEAR, explained, shape_of, trimmed
-from depixelation.mosaics.regions import PART, SMALLEST, STEPS, THIN, find_regions, region_boxes, split
+from depixelation.mosaics.regions import (
+    PART,
+    SMALLEST,
+    STEPS,
+    THIN,
+    as_mask,
+    find_regions,
+    region_boxes,
+    runs_of,
+    split,
+)
 
 TILE = 1024  # pixels a side of what the network sees at once, without MARGIN
 MARGIN = 128  # pixels of context around a tile; a multiple of the network's 32
@@ -96,12 +106,11 @@ def find_cells(cells, threshold):
 
 def regions_of(cells, threshold):
     """The Cells of each connected region in which the network sees one area or several."""
-    for rows, starts, ends in find_regions(cells[0] > threshold):
-        if (ends - starts).sum() >= PART:
-            y = np.repeat(rows, ends - starts)
-            x = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends)])
-            middles = (np.stack([x, y]) * CELL + CELL / 2).astype(np.float32)
-            yield Cells(cells[:, y, x].astype(np.float32), middles)
+    for rows, starts, ends in find_regions(cells[0] > threshold, PART):
+        y = np.repeat(rows, ends - starts)
+        x = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends)])
+        middles = (np.stack([x, y]) * CELL + CELL / 2).astype(np.float32)
+        yield Cells(cells[:, y, x].astype(np.float32), middles)
 
 
 def cut(cells):
@@ -126,7 +135,7 @@ def cut(cells):
         x, y = x.astype(np.int64), y.astype(np.int64)
         region = np.zeros((y.max() + 1, x.max() + 1), dtype=bool)
         region[y, x] = True
-        parts = [part[y, x] for part in split(region)]
+        parts = [as_mask(part, region.shape)[y, x] for part in split(runs_of(region), region.shape)]
     parts = [cells.where(part) for part in parts if part.sum() >= PART]
     return [part for half in parts for part in cut(half)] if len(parts) > 1 else [cells]
 
@@ -201,7 +210,6 @@ class Finder(Timed):
         """Areas of any confidence; with more sensitivity, the same and more."""
         luma = to_luma(pixels)
         cells, areas = predict_cells(self.predictor, luma), []
-        chance = cells[0].repeat(CELL, axis=0).repeat(CELL, axis=1)[: luma.shape[0], : luma.shape[1]]
         for threshold in THRESHOLDS:
             if areas and threshold < 1 - self.sensitivity:
                 break
@@ -211,7 +219,7 @@ class Finder(Timed):
                 shape = self._shape(pixels, luma, region, parts) if self.fit else None
                 more += [shape] if shape else parts
             more = [area for area in _without_doubles(more) if all(area.overlap(one) < DOUBLE for one in areas)]
-            areas += [trimmed(pixels, area, chance) for area in more] if self.fit else more
+            areas += [trimmed(pixels, area, cells[0]) for area in more] if self.fit else more
             if threshold <= 1 - self.sensitivity:
                 break
         return areas
@@ -285,4 +293,9 @@ class FlatFinder(Timed):
 
 def to_luma(pixels):
     """(H, W, 1 or 3) uint8 -> (H, W) uint8, Rec. 601."""
-    return np.asarray(Image.fromarray(pixels).convert("L")) if pixels.shape[2] == 3 else pixels[:, :, 0]
+    if pixels.shape[2] == 1:
+        return pixels[:, :, 0]
+    luma = np.empty(pixels.shape[:2], dtype=np.uint8)
+    for y in range(0, len(pixels), TILE):
+        luma[y : y + TILE] = Image.fromarray(pixels[y : y + TILE]).convert("L")
+    return luma

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from depixelation.mosaics.area import Area
+from depixelation.mosaics.area import Area, bands
 from depixelation.mosaics.exact import alike, exact_grids, find_constant, square_area
 from depixelation.mosaics.finder import to_luma
 from depixelation.mosaics.grid_fit import CAP, fit_area
@@ -84,14 +84,21 @@ def _is_exact(pixels, area):
     return min(len(rows), len(columns)) > 2 and bool((across & down)[inside].all())
 
 
+def _changes(values, inside, axis):
+    """(changes, counts) of pixels, (H, W, C), in a mask from one to the next along x (axis 0) or y, at each place."""
+    if axis == 0:
+        values, inside = values.swapaxes(0, 1), inside.T
+    both = inside[1:] & inside[:-1]
+    changes = []
+    for a, b in bands(np.arange(len(values)), values.shape[1], sums=True):
+        part = np.minimum(np.abs(np.diff(values[a : b + 1].astype(np.float64).mean(axis=2), axis=0)), CAP)
+        changes.append((part * both[a:b]).sum(axis=1))
+    return np.concatenate(changes), both.sum(axis=1)
+
+
 def _phase(pixels, area, axis, side):
     """The phase of blocks of this side along an axis (0: x): where pixels change most; 0 if that is nearly as good."""
-    values, inside = pixels[area.box()].astype(np.float64).mean(axis=2), area.inside
-    if axis == 0:
-        values, inside = values.T, inside.T
-    both = inside[1:] & inside[:-1]
-    changes = np.append(0, (np.minimum(np.abs(np.diff(values, axis=0)), CAP) * both).sum(axis=1))
-    counts = np.append(0, both.sum(axis=1))
+    changes, counts = (np.append(0, each) for each in _changes(pixels[area.box()], area.inside, axis))
     scores = []
     for phase in range(int(np.ceil(side))):
         lines = np.rint(np.arange(phase, len(changes), side)).astype(np.int64)

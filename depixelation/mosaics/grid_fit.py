@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from depixelation.mosaics.area import SCALES, SIDES, Area
-from depixelation.mosaics.regions import SMALLEST
+from depixelation.mosaics.regions import BAND, SMALLEST
 
 SIDE_RANGE = (SIDES[0] * SCALES[0], SIDES[1] * SCALES[1])
 CAP = 24.0  # grey levels: larger differences between neighbours count as these
@@ -77,16 +77,37 @@ def _comb(profile, side):
     return Comb(float(score[i]), float(side), float(phases[i]), float(on[i]), float(off[i]))
 
 
+def changes_along(luma, axis, mask=None):
+    """(sums, counts): by how much pixels differ from the ones before along an axis, at most CAP, at each place of it.
+
+    luma: (H, W) uint8. mask: (H, W) bool, in which both must lie; None: all do, and counts is one number for all.
+    sums: float32, whole numbers.
+    """
+    sums, counts = [], []
+    for y in range(0, len(luma), BAND):
+        part = slice(y, y + BAND + (axis == 0))  # with the first row of the next one
+        before, after = ((slice(None),) * axis + (side,) for side in (slice(None, -1), slice(1, None)))
+        values, inside = luma[part], None if mask is None else mask[part]
+        change = np.maximum(values[before], values[after]) - np.minimum(values[before], values[after])
+        np.minimum(change, np.uint8(CAP), out=change)
+        if mask is not None:
+            both = inside[before] & inside[after]
+            change *= both
+            counts.append(both.sum(axis=1 - axis))
+        sums.append(change.sum(axis=1 - axis, dtype=np.int64))
+    join = np.concatenate if axis == 0 else sum
+    return join(sums).astype(np.float32), join(counts) if counts else luma.shape[1 - axis]
+
+
 def fit_area(luma, box, guess=None):
     """Fit the Area of a box (top, bottom, left, right); None without a grid. guess: blocks' (width, height)."""
     top, bottom, left, right = box
     if bottom - top < SMALLEST or right - left < SMALLEST:
         return None
-    inside = luma[top:bottom, left:right].astype(np.float32)
     found = []
     for axis, about in zip((1, 0), guess or (None, None)):
-        profile = np.minimum(np.abs(np.diff(inside, axis=axis)), CAP).mean(axis=1 - axis)
-        found.append(fit_grid(profile, about))
+        change, count = changes_along(luma[top:bottom, left:right], axis)
+        found.append(fit_grid(change / np.float32(count), about))
     if not all(found):
         return None
     (width, phase_x, clear_x), (height, phase_y, clear_y) = found

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from datasets import means_between, spread_between
-from depixelation.mosaics.area import CELL, INNER, Area
-from depixelation.mosaics.grid_fit import CAP, fit_grid
+from depixelation.mosaics.area import CELL, INNER, Area, bands
+from depixelation.mosaics.grid_fit import changes_along, fit_grid
 from depixelation.mosaics.regions import as_mask, find_regions
 
 ROUGH, TIMES = 6.0, 4.0  # a block is rough if it deviates by more grey levels, and more times the median deviation
@@ -30,26 +30,44 @@ def explained(pixels, area):
         phase_x=(area.phase_x + area.block_width / 2) % area.block_width,
         phase_y=(area.phase_y + area.block_height / 2) % area.block_height,
     )
-    values, off = pixels[area.box()].astype(np.float64), []
-    for grid in (area, moved):
-        lines = grid.lines()
-        off.append(np.mean(((values - spread_between(means_between(values, *lines), *lines)) ** 2)[area.inside]))
+    off = [_variance_in_blocks(pixels[area.box()], grid.lines(), area.inside) for grid in (area, moved)]
     return area.size * max(0.0, 1 - off[0] / max(off[1], 1e-9))
+
+
+def _variance_in_blocks(values, lines, inside):
+    """The mean square of what differs from the means of blocks, of (H, W, C) uint8 in a mask."""
+    (rows, columns), total = lines, 0.0
+    for a, b in bands(rows, columns[-1], sums=True):
+        place = slice(rows[a], rows[b])
+        edges = rows[a : b + 1] - rows[a], columns
+        off = spread_between(means_between(values[place], *edges), *edges)
+        np.square(np.subtract(values[place], off, out=off), out=off)
+        total += off[inside[place]].sum()
+    return total / (np.count_nonzero(inside) * values.shape[2])
 
 
 def trimmed(pixels, area, chance):
     """The area without the rough blocks at its ends, which do not follow its grid; all of it where that is not clear.
 
-    chance: (H, W), the network's probability that each of the photo's pixels is pixelated.
+    chance: (h, w), the network's probability that each of the photo's squares of CELL pixels is pixelated.
     """
-    lines, values = area.lines(), pixels[area.box()].astype(np.float64).mean(axis=2)
-    rough = np.sqrt(_inner_variance(values, lines))
+    lines = rows, columns = area.lines()
+    if area.mask is not None or min(len(rows), len(columns)) < 4:
+        return area
+    rough, chances = [], []
+    for a, b in bands(rows, area.width):
+        edges = rows[a : b + 1] - rows[a], columns
+        values = pixels[area.box()][rows[a] : rows[b]].astype(np.float64).mean(axis=2)
+        rough.append(np.sqrt(_inner_variance(values, edges)))
+        y, x = np.arange(rows[a], rows[b]) + area.y, np.arange(area.width) + area.x
+        chances.append(means_between(chance[np.ix_(y // CELL, x // CELL)], *edges))
+    rough = np.concatenate(rough)
     usual = np.median(rough)
-    if area.mask is not None or min(rough.shape) < 3 or usual > UNSTEADY:
+    if usual > UNSTEADY:
         return area
     if explained(pixels, area) < CLEAR * area.size:  # the grid is not right
         return area
-    unlikely = means_between(chance[area.box()], *lines) < LIKELY
+    unlikely = np.concatenate(chances) < LIKELY
     rough = rough > np.where(unlikely, max(UNEVEN, MORE * usual), max(ROUGH, TIMES * usual))
     # Where the network sees no mosaic along a whole side, its blocks are hardly visible rather than absent.
     if not any(side.all() for side in (unlikely[0], unlikely[-1], unlikely[:, 0], unlikely[:, -1])):
@@ -85,13 +103,11 @@ def shape_of(pixels, luma, cells, guess):
     y, x = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
     top, bottom, left, right = (int(n) * CELL for n in (y[0], y[-1] + 1, x[0], x[-1] + 1))
     mask = cells[y[0] : y[-1] + 1, x[0] : x[-1] + 1].repeat(CELL, axis=0).repeat(CELL, axis=1)
-    inside = luma[top:bottom, left:right].astype(np.float32)
+    inside = luma[top:bottom, left:right]
     mask, fits = mask[: inside.shape[0], : inside.shape[1]], []
     for axis, about in zip((1, 0), guess):
-        first, second = (np.take(mask, range(a, mask.shape[axis] - 1 + a), axis) for a in (0, 1))
-        both, change = first & second, np.minimum(np.abs(np.diff(inside, axis=axis)), CAP)
-        count = both.sum(axis=1 - axis)
-        profile = (change * both).sum(axis=1 - axis) / np.maximum(count, 1) * np.sqrt(count / max(1, count.max()))
+        change, count = changes_along(inside, axis, mask)
+        profile = change / np.maximum(count, 1) * np.sqrt(count / max(1, count.max()))
         fits.append(fit_grid(profile, about) if len(profile) > 4 else None)
     if not all(fits):
         return None

@@ -10,11 +10,12 @@ from PIL import Image
 
 from datasets import SIZE_RANGE, means_between, spread_between
 from depixelation.engine.restoration import to_inputs
-from depixelation.mosaics.area import AVERAGES, INNER, LIGHT, averaged, from_light, to_light
+from depixelation.mosaics.area import AVERAGES, INNER, LIGHT, MOST, averaged, from_light, to_light
 from depixelation.mosaics.exact import BY_CHANCE
 
 WORKING_SIZE = 12  # of larger blocks at the scale at which they are restored
 LARGEST = 1536  # pixels a side, at that scale, of what is restored at once
+WIDEST = 2048  # pixels a side of the photo of what is restored at once of an area of more than MOST pixels
 CONTEXT = 24  # pixels around the area that a network sees, at that scale
 AT_ONCE = 2**19  # pixels at that scale up to which all channels are restored together
 SURE = 0.6  # an average is detected if its error is at most this share of the second smallest
@@ -102,10 +103,15 @@ def unknown_values(pixels, area, cells, tolerance):
 
 
 def parts_of(area):
-    """The area, cut along lines of its grid into Areas of at most LARGEST pixels a side when they are restored."""
+    """The area, cut along lines of its grid into Areas of at most LARGEST pixels a side when they are restored.
+
+    Those of a large one also have at most WIDEST pixels a side in the photo, as far as its blocks have.
+    """
     cuts, working = [], working_side((area.block_width + area.block_height) / 2)
+    large = area.width * area.height > MOST
     for lines, side, phase in zip(area.lines(), (area.block_height, area.block_width), (area.phase_y, area.phase_x)):
         count = ceil(lines[-1] * working / side / LARGEST)
+        count = max(count, ceil(lines[-1] / WIDEST)) if large else count
         wanted = np.arange(1, count) * lines[-1] / count
         starts = np.unique([0, *(lines[np.abs(lines - place).argmin()] for place in wanted)])
         # from a start to the next line of the grid: there, but for what was rounded
