@@ -26,6 +26,7 @@ from datasets import block_means, draw_rectangle, prepare_image  # noqa: E402
 from depixelation.engine import run as runs  # noqa: E402
 from depixelation.images.synthetic import synthetic_colour_image, synthetic_image  # noqa: E402
 from depixelation.mosaics import rectangle_tasks  # noqa: E402
+from utils import locked  # noqa: E402
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
 
@@ -104,10 +105,15 @@ def shared(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_digits(tmp_path_factory):
-    """The folder of a run that learned drawn digits well: models/classification.pt."""
-    folder = tmp_path_factory.mktemp("digits")
-    options = ["--synthetic_images", "1500", "--epochs", "4", "--output_dir", str(folder)]
-    assert entry.main([*TINY_DIGITS, *options, "--name", "classification"]) == 0
+    """The folder of a run that learned drawn digits well: models/classification.pt. Processes of xdist share it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained_digits"
+    with locked(f"{folder}.lock", "waiting for another process", wait=True):
+        if not folder.exists():
+            made = tmp_path_factory.mktemp("digits")
+            options = ["--synthetic_images", "1500", "--epochs", "4", "--output_dir", str(made)]
+            assert entry.main([*TINY_DIGITS, *options, "--name", "classification"]) == 0
+            made.rename(folder)
     return folder
 
 
