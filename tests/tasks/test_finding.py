@@ -1,5 +1,6 @@
 """The task that trains the finder."""
 
+import itertools
 import signal
 
 import pytest
@@ -38,8 +39,9 @@ def test_figures():
 
 
 def test_train_interrupt_resume_evaluate(tmp_path, monkeypatch, capsys):
-    all_cells = finding_areas.find_cells  # of an untrained network hundreds of areas, which take long to be fitted
-    monkeypatch.setattr(finding_areas, "find_cells", lambda *arguments: list(all_cells(*arguments))[:8])
+    all_regions = finding_areas.regions_of  # of an untrained network hundreds of areas, which take long to be fitted
+    monkeypatch.setattr(finding_areas, "regions_of", lambda *arguments: itertools.islice(all_regions(*arguments), 4))
+    monkeypatch.setattr(finding_areas, "cut", lambda region: [region])
     options = ["--task", "finding", "--synthetic_images", "24", "--crops", "16", "--batch_size", "4", "--pictures", "4"]
     options += ["--network_options", '{"channels": [8, 8], "blocks": [1, 1]}', "--device", "cpu"]
     options += ["--precision", "float32", "--epochs", "2", "--validate_every", "2"]
