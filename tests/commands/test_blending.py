@@ -27,8 +27,8 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(architectures, "FLOW_STEPS", 3)
         patch.setattr(realism, "STEPS", 5)
-        assert run("--name", "accurate", "--epochs", "2") == 0
-        assert run("--name", "adversarial", "--epochs", "2", "--init", accurate, "--adversarial", "3") == 0
+        assert run("--name", "accurate", "--epochs", "1") == 0
+        assert run("--name", "adversarial", "--epochs", "1", "--init", accurate, "--adversarial", "3") == 0
         assert run("--task", "flow", "--epochs", "1", "--init", accurate, "--name", "flow") == 0
         yield folder, run
 
@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
 def test_predictions_by_realism(trained, tmp_path, refused):
     folder, run = trained
     test_set, models = tmp_path / "r" / "test_set.pkl", folder / "models"
-    assert run("--make_test_set", tmp_path / "r", "--synthetic_images", "60") == 0
+    assert run("--make_test_set", tmp_path / "r", "--synthetic_images", "24") == 0
     written = {}
     for name, more in {
         "plain": [],

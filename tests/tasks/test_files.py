@@ -13,7 +13,7 @@ from depixelation.block_grid import find_block_sizes
 from depixelation.mosaics.area import Area
 from depixelation.mosaics.file_areas import CANVAS, FileAreas
 
-SMALL = ["--task", "files", "--crops", "32", "--pictures", "4"]
+SMALL = ["--task", "files", "--crops", "16", "--batch_size", "8", "--pictures", "4"]
 
 
 def test_samples_are_areas_in_the_form_of_the_challenge():
