@@ -98,7 +98,7 @@ def test_block_means_against_loops():
 
 
 def test_our_network_keeps_known_pixels_and_block_means():
-    images, _, pixelated, known = cases(300, 3, smooth=True)
+    images, _, pixelated, known = cases(100, 3, smooth=True)
     network = loose_init(ResidualUNet(channels=(16, 32), blocks=(1, 1)))
     inputs = to_inputs(pixelated, known)
     for training in (True, False):
