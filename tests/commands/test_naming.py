@@ -67,7 +67,7 @@ def test_a_folder_of_masks(photo, tmp_path, capsys):
 @pytest.mark.parametrize(
     "status, words, options",
     [
-        (2, "give one of them", ["--mask", "white.png", "--area", "1", "2", "30", "40"]),
+        (2, "give only one of them", ["--mask", "white.png", "--area", "1", "2", "30", "40"]),
         (2, "--area X Y", ["--block_size", "8"]),
         (2, "block_size", ["--area", "1", "2", "30", "40", "--block_size", "8x"]),
         (2, "does not exist", ["--mask", "none.png"]),
