@@ -72,6 +72,7 @@ def test_config_file_has_the_defaults():
         ("json", ["x"]),
         ("block_size", [1, 2.5, "x"]),
         ("mask", ["", 3]),
+        ("masks", [1, "yes"]),
         ("page", [1, "yes"]),
         ("grid", ["photo", None]),
         ("average", ["mean", 1]),

@@ -18,7 +18,7 @@ from depixelation.commands.naming import changed_option, check_given, is_mask, n
 from depixelation.engine.models import chosen_model, load_models, load_network
 from depixelation.engine.options import ModelOptions, RealismOptions
 from depixelation.engine.predictor import Predictor
-from depixelation.figures.areas import mark_areas
+from depixelation.figures.areas import mark_areas, white_areas
 from depixelation.figures.before_after import before_after
 from depixelation.figures.page import NAME, Entry, area_entry
 from depixelation.figures.restoration import SPREAD
@@ -32,6 +32,7 @@ from depixelation.tasks.finding import SENSITIVITY, Finding
 from utils import UserError, display_path, key
 
 WRITTEN = ("_depixelated.png", "_before_after.png", "_preview.png")
+MASK = "_mask.png"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class DepixelateOptions(PhotoOptions, RealismOptions, ModelOptions):
     block_size: str | None = BLOCK_SIZE
     sensitivity: float = SENSITIVITY
     preview: bool = key(False, "only draw what was found into the photo", argparse=FLAG)
+    masks: bool = key(False, "write NAME_mask.png too, white where areas are; --mask takes it back", argparse=FLAG)
     json: bool = key(False, "print what was found as JSON, a line for each photo that is restored", argparse=FLAG)
 
 
@@ -112,6 +114,7 @@ def depixelate(task, options, paths):
     written.
     """
     suffixes = WRITTEN[2:] if options.preview else (*WRITTEN[:2], *sample_suffixes(options.samples))
+    suffixes = (*suffixes, MASK) if options.masks else suffixes
     check_given(options)
     files = [job for job in photo_jobs(paths, suffixes, options.output) if not is_mask(options.mask, job[0])]
     if not files:
@@ -159,6 +162,8 @@ def depixelate_photo(restorer, options, path, base):
             save_photo(picture, alpha, metadata, base + suffix)
             written.append(base + suffix)
 
+    if areas and options.masks:
+        save(white_areas(pixels, areas), None, None, MASK)
     if areas and options.preview:
         save(mark_areas(pixels, areas), None, only_colours(metadata) if pixels.shape[2] == 3 else None, WRITTEN[2])
     elif areas:

@@ -56,7 +56,7 @@ def mask_of(mask, path):
     if not os.path.isdir(mask):
         return mask
     stem = os.path.splitext(os.path.basename(path))[0]
-    files = (os.path.join(mask, stem + extension) for extension in (".png", *EXTENSIONS))
+    files = (os.path.join(mask, stem + ending) for ending in (".png", *EXTENSIONS, "_mask.png"))
     found = next(filter(os.path.isfile, files), None)
     if found is None:
         raise UserError(f"{display_path(path)}: has no mask; put {stem}.png into {display_path(mask)}")

@@ -32,3 +32,11 @@ def mark_areas(pixels, areas):
         image[area.box()][grid & inside] = YELLOW
         image[area.box()][inside & ~middle] = RED
     return image
+
+
+def white_areas(pixels, areas):
+    """(H, W, 1) uint8: white where a photo's areas are, black elsewhere, as --mask takes it."""
+    mask = np.zeros((*pixels.shape[:2], 1), dtype=np.uint8)
+    for area in areas:
+        mask[area.box()][area.inside] = 255
+    return mask

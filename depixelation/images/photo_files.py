@@ -21,7 +21,7 @@ from utils import UserError, atomic_write, display_path, open_plain
 ROWS = 256  # of a picture, copied at once
 LARGE = 2**26  # values; a PNG with more is compressed less, as compression would take most of the time
 # The names of results, which are not photos to restore.
-RESULT = re.compile(r"(?P<base>.+)_(depixelated|before_after|preview|spread|sample_\d+)\.png$")
+RESULT = re.compile(r"(?P<base>.+)_(depixelated|before_after|preview|mask|spread|sample_\d+)\.png$")
 
 
 def read_photo(path):

@@ -64,6 +64,23 @@ def test_a_folder_of_masks(photo, tmp_path, capsys):
     assert not list((tmp_path / "photos" / "masks").glob("*depixelated*"))
 
 
+def test_masks_are_written_and_taken_back(photo, tmp_path, capsys):
+    """White where something was found, and what --mask makes of it; in folders they are no photos."""
+    assert entry.main(["--depixelate", ".", "--masks", "--preview", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = next(line for line in lines if line["photo"].endswith("a.png"))
+    assert [path.rpartition("a_")[2] for path in found["written"]] == ["mask.png", "preview.png"]
+    mask = np.asarray(Image.open("a_mask.png"))
+    assert set(np.unique(mask)) == {0, 255} and (mask == 255).sum() == sum(a["pixels"] for a in found["areas"])
+    assert (mask[MASK] == 255).mean() > 0.95
+    assert entry.main(["--depixelate", "a.png", "--mask", "a_mask.png", "--views", "1"]) == 0
+    assert not (restored() != photo).any(axis=2)[mask == 0].any()
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "a_mask.png").rename(tmp_path / "masks" / "a_mask.png")
+    assert entry.main(["--depixelate", "a.png", "--mask", "masks", "--preview"]) == 0
+    assert "a.png: area" in capsys.readouterr().out and not list(tmp_path.glob("**/a_mask_*"))
+
+
 @pytest.mark.parametrize(
     "status, words, options",
     [

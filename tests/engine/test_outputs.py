@@ -19,7 +19,7 @@ FOREIGN = {  # command: the files that it would write
     "--zip hand_in.zip --model model.pt": ["hand_in.zip"],
     "--depixelate photo.jpg --model model.pt": ["photo_depixelated.png", "photo_before_after.png"],
     "--depixelate photo.jpg --overwrite --area 9 9 20 20 --model model.pt": ["photo_depixelated.png"],
-    "--depixelate photo.jpg --preview --model model.pt": ["photo_preview.png"],
+    "--depixelate photo.jpg --preview --masks --model model.pt": ["photo_preview.png", "photo_mask.png"],
     "--depixelate photo.jpg --page --model model.pt": ["depixelated.html"],
     "--pixelate photo.jpg": ["photo_pixelated.png"],
     "--epochs 1": ["models/default.pt", "models/default.json", "models/default.last.pt", "models/default.lock"]
