@@ -24,6 +24,7 @@ from depixelation.figures.page import NAME, Entry, area_entry
 from depixelation.figures.restoration import SPREAD
 from depixelation.images.photo_files import only_colours, photo_jobs, read_photo, save_photo
 from depixelation.mosaics.area import AREA, BLOCK_SIZE
+from depixelation.mosaics.exact import enlarged_by
 from depixelation.mosaics.finder import Finder
 from depixelation.mosaics.pace import Pace, pixels_to_restore
 from depixelation.mosaics.photo import find_areas, restore_areas, restore_photo
@@ -179,7 +180,7 @@ def depixelate_photo(restorer, options, path, base):
         if last:
             save(spread, None, None, last)
         entry = shown(path, base, options, areas, facts(options, areas, spread, time.monotonic() - started))
-    tell(options, path, areas, written, time.monotonic() - started)
+    tell(options, path, areas, written, time.monotonic() - started, not areas and enlarged_by(pixels) > 1)
     return entry
 
 
@@ -217,12 +218,15 @@ def facts(options, areas, spread, seconds):
     yield f"restored in {seconds:.1f} s"
 
 
-def tell(options, path, areas, written, seconds):
-    """Print what became of a photo."""
+def tell(options, path, areas, written, seconds, enlarged):
+    """Print what became of a photo. enlarged: whether it is one that seems to be enlarged as a whole."""
     if options.json:
         line = json.dumps({"photo": path, "areas": [area.as_json() for area in areas], "written": written})
     elif areas:
         line = f"{display_path(path)}: {', '.join(map(display_path, written))} ({seconds:.1f} s)"
+    elif enlarged:
+        line = f"{display_path(path)}: looks like an enlarged picture, so nothing is written; "
+        line += "--area X Y WIDTH HEIGHT restores it all the same"
     else:
         line = f"{display_path(path)}: no pixelated area found, so nothing is written; "
         line += "--area X Y WIDTH HEIGHT says where one is"

@@ -20,6 +20,9 @@ AROUND = 16  # pixels around a found area that may hold its exact edges
 WHOLE_SIDE = 0.1  # pixels; a fitted side that is nearer to a whole number is that number
 MORE = 1.05  # a shape replaces the largest rectangle if it has so many times its pixels
 SAME = 0.5  # two areas are the same if they share this much
+PEEKED = 512  # pixels a side of a corner, which shows of most pictures that they are not enlarged
+HIDES_NOTHING = 4  # a picture that is enlarged by so much, all of it, is no mosaic
+LEAST_PICTURE = 48  # pixels a side, at least, of a picture before it was enlarged so
 ROUNDING = 0.01  # grey levels by which constant blocks seem to vary, in floating point
 
 
@@ -112,6 +115,24 @@ def _largest_below(heights, left, bottom):
             best = max(best, (tall * (x - start), int(left) + start, bottom + 1 - tall, x - start, tall))
         stack.append((start, height))
     return best
+
+
+def enlarged_by(pixels):
+    """The whole number by which a picture, (H, W, C), seems to be enlarged, each of its pixels to a square; 1 for none.
+
+    The squares are all of it; they have few colours, as pixel art, or are too small to hide anything. Larger ones of
+    many colours are a photo that was pixelated as a whole.
+    """
+    for part in (pixels[:PEEKED, :PEEKED], pixels):
+        places = [np.flatnonzero(~same.all(axis=axis)) for axis, same in enumerate(alike(part))]
+        factor = int(np.gcd.reduce(np.concatenate(places), initial=0))
+        if factor == 1:
+            return 1
+    if not all(map(len, places)) or any(length % factor for length in pixels.shape[:2]):
+        return 1
+    whole = Area(0, 0, pixels.shape[1], pixels.shape[0], float(factor), float(factor))
+    small = factor <= HIDES_NOTHING and min(pixels.shape[:2]) >= LEAST_PICTURE * factor
+    return factor if small or is_drawn(pixels, whole) else 1
 
 
 def find_exact(pixels):

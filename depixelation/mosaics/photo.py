@@ -6,7 +6,7 @@ from math import ceil
 import numpy as np
 
 from depixelation.mosaics.area import Area
-from depixelation.mosaics.exact import SAME, exact_area, find_exact, is_drawn, is_pixelated
+from depixelation.mosaics.exact import SAME, enlarged_by, exact_area, find_exact, is_drawn, is_pixelated
 from depixelation.mosaics.lossy import explained
 from depixelation.mosaics.restoring import CONTEXT, block_values, parts_of, restore_area, working_side
 
@@ -23,8 +23,10 @@ class PhotoResult:
 def find_areas(finder, pixels):
     """The pixelated Areas of a photo: what a file has kept to the bit, and what a Finder (or None) finds beside it.
 
-    Where both see one, that counts which explains more pixels.
+    Where both see one, that counts which explains more pixels. Of a picture that is enlarged as a whole, none.
     """
+    if enlarged_by(pixels) > 1:
+        return []
     seen, exact = finder.candidates(pixels) if finder else [], find_exact(pixels)
     found = [area for area in seen if area.confidence > finder.least]
     for area in filter(None, (exact_area(pixels, area) for area in seen)):  # no doubt is left where blocks are exact

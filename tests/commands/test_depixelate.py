@@ -147,6 +147,17 @@ def test_preview_draws_only(tmp_path, monkeypatch, capsys):
     assert 0 < (drawn != before).any(axis=2).mean() < 0.2
 
 
+def test_enlarged_pictures_are_named_and_left_alone(tmp_path, capsys):
+    """But where the user says so, they are restored."""
+    Image.fromarray(drawn_photo(60, 60).repeat(3, axis=0).repeat(3, axis=1)).save(tmp_path / "large.png")
+    assert entry.main(["--depixelate", str(tmp_path / "large.png"), "--views", "1"]) == 0
+    assert "large.png: looks like an enlarged picture" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["large.png"]
+    area = ["--area", "60", "60", "60", "60"]
+    assert entry.main(["--depixelate", str(tmp_path / "large.png"), *area, "--views", "1"]) == 0
+    assert "blocks of 3, given" in capsys.readouterr().out and (tmp_path / "large_depixelated.png").exists()
+
+
 @pytest.mark.parametrize(
     "kind", ["bomb", "truncated", "thin", "sixteen", "cmyk", "palette", "animated", "real", "exif"]
 )

@@ -8,7 +8,8 @@ from conftest import RECTANGLES, drawn_photo, pixelated
 
 from datasets import block_means
 from depixelation.mosaics.area import Area, pixelate_area
-from depixelation.mosaics.exact import estimate_block_size, find_exact, square_area
+from depixelation.mosaics.exact import enlarged_by, estimate_block_size, find_exact, square_area
+from depixelation.mosaics.photo import find_areas
 
 
 @pytest.mark.parametrize("width, height, rectangle", RECTANGLES)
@@ -41,6 +42,26 @@ def test_a_flat_area_is_no_pixelation():
     pixels[area] = np.floor(block_means(pixels[area], 8))
     assert [area.box() for area in find_exact(pixels)] == [area]
     assert find_exact(np.full((50, 50, 1), 7, np.uint8)) == []
+
+
+def test_enlarged_pictures_are_no_mosaic():
+    """Pixel art of any size, photos by so little that nothing is hidden; not a photo in larger blocks, nor a part."""
+    photo = drawn_photo(160, 140)
+    for factor in (2, 3, 4, 8):
+        enlarged = photo.repeat(factor, axis=0).repeat(factor, axis=1)
+        assert enlarged_by(enlarged) == (factor if factor <= 4 else 1)
+        assert (find_areas(None, enlarged) == []) == (factor <= 4)
+        if factor <= 4:
+            assert enlarged_by(enlarged[:-1]) == enlarged_by(enlarged[:, 1:]) == 1  # cut, as a mosaic may be
+    whole = photo[:138].repeat(2, axis=0).repeat(2, axis=1)  # 276 x 320, of which 20 is no divisor
+    pixelate_area(whole, Area(0, 0, 320, 276, 20.0, 20.0))
+    assert enlarged_by(whole) == 1 and len(find_areas(None, whole)) == 1
+    art = (photo // 128 * 120).repeat(8, axis=0).repeat(8, axis=1)
+    assert enlarged_by(art) == 8 and find_areas(None, art) == []
+    assert enlarged_by(pixelated(photo, 40, 32, 64, 60, 4)) == enlarged_by(np.full((50, 60, 1), 7, np.uint8)) == 1
+    margin = np.full((1200, 1200, 3), 255, np.uint8)  # all that the corner shows
+    margin[600:, 600:] = drawn_photo(200, 200).repeat(3, axis=0).repeat(3, axis=1)
+    assert enlarged_by(margin) == 3 and enlarged_by(np.roll(margin, 1, axis=1)) == 1
 
 
 def test_block_sizes_of_large_rectangles():
