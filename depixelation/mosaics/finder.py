@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from architectures import UNet
 from depixelation.engine.predictor import Timed
 from depixelation.mosaics.area import AVERAGES, CELL, Area
+from depixelation.mosaics.edges import followed
 from depixelation.mosaics.grid_fit import fit_area
-from depixelation.mosaics.lossy import CLEAR, explained, shape_of, trimmed
+from depixelation.mosaics.lossy import explained, shape_of, trimmed
 from depixelation.mosaics.regions import (
     PART,
     SMALLEST,
@@ -40,6 +41,7 @@ STEADY = 0.05  # added to these deviations, so that uniform sizes do not inflate
 THRESHOLDS = (0.5, 0.35, 0.2, 0.1, 0.05, 0.01)  # of a cell's chance, one after the other, as the sensitivity grows
 SHAPE = 24  # cells of a region that may be no rectangle
 LEFT_OUT = 0.25  # share of it that rectangles must leave out
+WRONG = 0.9  # share of an area's change that its grid must explain; else one that is not square is tried
 CERTAIN = 0.72  # times the sensitivity: the largest distance of the confidence from 1
 
 
@@ -219,7 +221,7 @@ class Finder(Timed):
                 shape = self._shape(pixels, luma, region, parts) if self.fit else None
                 more += [shape] if shape else parts
             more = [area for area in _without_doubles(more) if all(area.overlap(one) < DOUBLE for one in areas)]
-            areas += [trimmed(pixels, area, cells[0]) for area in more] if self.fit else more
+            areas += [followed(pixels, trimmed(pixels, area, cells[0])) for area in more] if self.fit else more
             if threshold <= 1 - self.sensitivity:
                 break
         return areas
@@ -239,7 +241,7 @@ class Finder(Timed):
             area = fit_area(luma, (top, bottom, left, right), tuple(guess))
             if area is None:
                 return None
-            if explained(pixels, area) < CLEAR * area.size:  # blocks may not be square, as the network takes them to be
+            if explained(pixels, area) < WRONG * area.size:  # blocks may not be square, as networks expect
                 other = fit_area(luma, (top, bottom, left, right))
                 area = max(filter(None, (area, other)), key=lambda each: explained(pixels, each))
         chance *= (min(area.block_width, area.block_height) / max(area.block_width, area.block_height)) ** 0.5

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
 from datasets import means_between, spread_between
 from depixelation.mosaics.area import CELL, INNER, Area, bands
 from depixelation.mosaics.grid_fit import changes_along, fit_grid
 from depixelation.mosaics.regions import as_mask, find_regions
+from depixelation.mosaics.shapes import COLOURS, has_jpeg_lines
 
 ROUGH, TIMES = 6.0, 4.0  # a block is rough if it deviates by more grey levels, and more times the median deviation
 UNEVEN, MORE = 3.0, 2.0  # the same limits where the network sees no mosaic
@@ -16,6 +18,10 @@ UNSTEADY = 8.0  # grey levels; if blocks usually deviate more, roughness says no
 LEAST, MOST = 0.08, 0.6  # an area is cut if this share of its blocks is rough and at its ends,
 CORNERS = 3  # with so many of its four corners, which a round mosaic leaves out
 CLEAR = 0.5  # share of a shape's pixels that its grid must explain
+BLOCKS = 2  # an area has at least so many blocks a side
+UNCLEAR = 0.95  # share of an area's pixels that its grid must explain where a photo has the lines of strong JPEG
+LIKE_PALETTE = 0.1  # blocks that differ from a palette's colours by less, in mean steps between blocks, are drawn
+LOOKED_AT = 2048  # pixels a side of the corner of a large area that tells whether it is drawn
 HALF = 0.45  # a block belongs to a shape that covers this share of it
 
 
@@ -54,11 +60,14 @@ def trimmed(pixels, area, chance):
     lines = rows, columns = area.lines()
     if area.mask is not None or min(len(rows), len(columns)) < 4:
         return area
+    far = area.x + area.width == pixels.shape[1], area.y + area.height == pixels.shape[0]
+    if sum((area.x == 0, area.y == 0, *far)) >= 3:  # all of a picture, or half of it
+        return area
     rough, chances = [], []
     for a, b in bands(rows, area.width):
         edges = rows[a : b + 1] - rows[a], columns
         values = pixels[area.box()][rows[a] : rows[b]].astype(np.float64).mean(axis=2)
-        rough.append(np.sqrt(_inner_variance(values, edges)))
+        rough.append(np.sqrt(_inner_moments(values, edges)[1]))
         y, x = np.arange(rows[a], rows[b]) + area.y, np.arange(area.width) + area.x
         chances.append(means_between(chance[np.ix_(y // CELL, x // CELL)], *edges))
     rough = np.concatenate(rough)
@@ -84,15 +93,39 @@ def trimmed(pixels, area, chance):
     return replace(area, mask=~spread_between(ends, *lines))
 
 
-def _inner_variance(values, lines):
-    """The variance within the middle of each block, (rows, columns), of (H, W) values."""
+def is_no_mosaic(pixels, area):
+    """Whether what a network takes for an area is drawn, of few colours, as pixel art in a JPEG; or holds the blocks of
+    strong JPEG compression; or hardly a block."""
+    if min(area.width / area.block_width, area.height / area.block_height) < BLOCKS:
+        return True
+    part = area.cropped(0, 0, min(area.width, LOOKED_AT), min(area.height, LOOKED_AT))
+    if has_palette(_inner_moments(pixels[part.box()].astype(np.float64), part.lines())[0]):
+        return True
+    return explained(pixels, area) < UNCLEAR * area.size and has_jpeg_lines(pixels, area)
+
+
+def has_palette(cells):
+    """Whether blocks, (rows, columns, C), have few colours: if only so many are allowed, they differ from these by far
+    less than from each other."""
+    colours = min(COLOURS, cells[..., 0].size // 8)
+    if colours < 8:
+        return False
+    image = Image.fromarray(cells.round().astype(np.uint8).repeat(3 // cells.shape[2], axis=2))
+    reduced = np.asarray(image.quantize(colours, Image.Quantize.MEDIANCUT, 3).convert("RGB"))
+    steps = np.concatenate([np.abs(np.diff(cells, axis=axis)).max(axis=2).ravel() for axis in (0, 1)])
+    return np.sqrt(np.mean((reduced - cells) ** 2)) < LIKE_PALETTE * steps.mean()
+
+
+def _inner_moments(values, lines):
+    """The mean and the variance within the middle of each block, (rows, columns, ...), of (H, W, ...) values."""
     used, edges = [], []
     for each in lines:
         margins = np.floor(np.diff(each) * (1 - INNER) / 2).astype(np.int64)
         used.append(np.concatenate([np.arange(a, b) for a, b in zip(each[:-1] + margins, each[1:] - margins)]))
         edges.append(np.concatenate([[0], np.cumsum(np.diff(each) - 2 * margins)]))
     inner = values[np.ix_(*used)]
-    return (means_between(inner**2, *edges) - means_between(inner, *edges) ** 2).clip(0)
+    means = means_between(inner, *edges)
+    return means, (means_between(inner**2, *edges) - means**2).clip(0)
 
 
 def shape_of(pixels, luma, cells, guess):

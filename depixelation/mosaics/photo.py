@@ -6,8 +6,9 @@ from math import ceil
 import numpy as np
 
 from depixelation.mosaics.area import Area
+from depixelation.mosaics.edges import softened
 from depixelation.mosaics.exact import SAME, enlarged_by, exact_area, find_exact, is_drawn, is_pixelated
-from depixelation.mosaics.lossy import explained
+from depixelation.mosaics.lossy import explained, is_no_mosaic
 from depixelation.mosaics.restoring import CONTEXT, block_values, parts_of, restore_area, working_side
 
 
@@ -32,7 +33,7 @@ def find_areas(finder, pixels):
     for area in filter(None, (exact_area(pixels, area) for area in seen)):  # no doubt is left where blocks are exact
         if is_pixelated(pixels, area) and not any(area.overlap(other) for other in exact):
             exact.append(area)
-    found = [area for area in found if not is_drawn(pixels, area)]
+    found = [area for area in found if not is_drawn(pixels, area) and not is_no_mosaic(pixels, area)]
     for area in found:  # parts of a larger one whose blocks are of fractional size, or rough
         inside = [each for each in exact if each.share_in(area) >= SAME and each.size < SAME * area.size]
         if inside and explained(pixels, area) > sum(each.size for each in inside):
@@ -42,7 +43,7 @@ def find_areas(finder, pixels):
         if same and area.overlap(same) >= SAME:
             exact[i] = replace(area, confidence=same.confidence)
     beside = [a for a in found if all(max(a.share_in(b), b.share_in(a)) < SAME for b in exact)]
-    return exact + beside
+    return [softened(pixels, area) for area in exact] + beside
 
 
 def restore_photo(pixels, areas, accurate, realistic=None, detects_average=True):

@@ -23,7 +23,7 @@ PALETTE, PALETTE_SHARE = 256, 0.6  # the same limits for heat maps. Their neighb
 UNLIKE = 0.85  # differ by at least this share of the difference between random blocks
 TONE = 20  # grey levels; a block farther from both tones lies between them
 NEAR = 128  # pixels around an area that are searched for JPEG's lines
-JPEG_LINES = 1.6  # how many times as much JPEG's lines change as other places
+JPEG_LINES = 1.55  # how many times as much JPEG's lines change as other places
 WHOLE = 0.97  # above this share of constant cells, all of a picture is pixelated, even where it is flat
 FEW_CELLS = 12  # whole cells that an area needs
 
@@ -187,7 +187,7 @@ def _grow(values, colours, constant, lines, free, touch, across):
     sizes = np.outer(*(np.diff(edges) for edges in lines))
     strong, done = constant.copy(), constant.copy()
     for _ in range(ROUNDS):
-        asked = _wider(strong) & ~done
+        asked = wider(strong) & ~done
         if not asked.any():
             break
         done |= asked
@@ -208,7 +208,7 @@ def _grow(values, colours, constant, lines, free, touch, across):
         piece = np.zeros(mask.shape, dtype=bool)
         piece[y[chosen], x[chosen]] = True
         solid = _squares(piece, lines)
-        solid = _touching(solid) & piece & _spread(asked, *lines)
+        solid = touching(solid) & piece & _spread(asked, *lines)
         counts = means_between(solid, *lines) * sizes
         good = (counts >= np.maximum(CUT_LEAST, CUT * sizes)) & asked & ~_by_chance(values, solid, touch, across, lines)
         mask |= solid & _spread(good, *lines)
@@ -245,7 +245,7 @@ def _squares(mask, lines):
     return result
 
 
-def _touching(mask):
+def touching(mask):
     """A mask and the four neighbours of its pixels."""
     result = mask.copy()
     result[1:] |= mask[:-1]
@@ -255,7 +255,7 @@ def _touching(mask):
     return result
 
 
-def _wider(mask):
+def wider(mask):
     """A mask and the eight neighbours of its pixels."""
     rows = mask.copy()
     rows[1:] |= mask[:-1]
@@ -290,7 +290,7 @@ def _flat_ends(touch, equal, constant, lines):
     if constant.mean() > WHOLE:
         return np.zeros_like(constant)
     flat = constant & (2 * means_between(equal, *lines) >= means_between(touch, *lines))
-    open_ends = _touching(~np.pad(constant, 1))[1:-1, 1:-1]
+    open_ends = touching(~np.pad(constant, 1))[1:-1, 1:-1]
     ends = np.zeros_like(constant)
     for region in find_regions(flat):
         member = as_mask(region, flat.shape)

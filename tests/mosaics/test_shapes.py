@@ -1,14 +1,18 @@
 """Areas of any shape, on any grid: what is not mosaic is never changed, not by one level."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from conftest import drawn_photo
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from architectures import ResidualUNet
+from datasets import means_between, spread_between
 from depixelation.engine.predictor import Predictor
 from depixelation.mosaics.area import Area, pixelate_area
+from depixelation.mosaics.edges import followed, softened
 from depixelation.mosaics.exact import find_exact
 from depixelation.mosaics.lossy import trimmed
 from depixelation.mosaics.making import compress
@@ -185,6 +189,36 @@ def test_parts_of_a_lossy_area_that_do_not_follow_its_grid():
     assert explained(pixels, whole) > 0.8 * whole.size > 0.2 * whole.size > explained(truth, whole)
 
 
+def test_soft_edges():
+    """An exact area reaches to where half of the mosaic shows; no farther where its edge is sharp."""
+    share = np.asarray(Image.fromarray(ELLIPSE.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(4))) / 255
+    for seed, side in ((6, 7), (7, 12)):
+        truth = textured(seed)
+        mixed = share[:, :, None] * all_blocks(truth, side) + (1 - share[:, :, None]) * truth
+        pixels = mixed.round().astype(np.uint8)
+        (core,) = find_exact(pixels)
+        found = covered([softened(pixels, core)])
+        mosaic = share > 0.5
+        assert (found & mosaic).sum() > 0.85 * mosaic.sum() > (covered([core]) & mosaic).sum()
+        assert (found & ~mosaic).sum() < 0.03 * mosaic.sum()
+        sharp = np.where(ELLIPSE[:, :, None], all_blocks(truth, side), truth)
+        (core,) = find_exact(sharp)
+        assert softened(sharp, core) is core
+
+
+def test_what_does_not_follow_the_grid_of_a_jpeg():
+    """Parts of an area's outer blocks; nothing of a rectangle that ends with its blocks."""
+    truth = textured(4)
+    for shape, least in ((ELLIPSE, 0.9), (box(36, 33, 144, 120), 1)):
+        pixels = compress(np.where(shape[:, :, None], all_blocks(truth, 12, phases=(0.0, 9.0)), truth), 85, 2)
+        touched = means_between(shape, *Area(0, 0, WIDTH, HEIGHT, 12.0, 12.0, 0.0, 9.0).lines()) > 0
+        wide = spread_between(touched, *Area(0, 0, WIDTH, HEIGHT, 12.0, 12.0, 0.0, 9.0).lines())
+        area = Area(0, 0, WIDTH, HEIGHT, 12.0, 12.0, 0.0, 9.0, mask=wide)
+        found = covered([followed(pixels, area)])
+        assert (found & shape).sum() >= least * shape.sum()
+        assert (found & ~shape).sum() <= 0.45 * (wide & ~shape).sum()
+
+
 class Seen:
     """Stands for a Finder that sees these areas."""
 
@@ -208,3 +242,19 @@ def test_a_small_exact_area_does_not_displace_the_large_one_around_it():
     assert find_areas(Seen(large), pixels) == [large]
     alone = np.where(box(60, 60, 50, 40)[:, :, None], all_blocks(truth, 10), truth)
     assert [area.size for area in find_areas(Seen(large), alone)] == [50 * 40]
+
+
+def test_what_a_network_takes_for_a_mosaic():
+    """Pixel art in a JPEG is none, nor are the blocks of strong compression, nor a strip of hardly two blocks."""
+    truth, whole = textured(4), Area(0, 0, WIDTH, HEIGHT, 10.0, 10.0, confidence=0.9)
+    art = np.asarray(Image.fromarray(all_blocks(truth, 10)).quantize(12).convert("RGB"))
+    assert find_areas(Seen(whole), compress(art, 85, 2)) == []
+    mosaic = compress(all_blocks(truth, 10), 85, 2)
+    assert find_areas(Seen(whole), mosaic) == [whole]
+    assert trimmed(mosaic, whole, ELLIPSE.astype(np.float32)).mask is None  # what fills the picture is no ellipse
+    assert find_areas(Seen(replace(whole, height=18)), mosaic) == []
+    part, small = Area(80, 56, 72, 88, 8.0, 11.0, confidence=0.9), np.where(box(80, 56, 72, 88)[:, :, None], 1, 0)
+    strong = compress(truth, 12, 2)
+    assert find_areas(Seen(part), strong) == []
+    mosaic = np.where(small, compress(all_blocks(truth, 8, 11, (0.0, 1.0)), 85, 2), strong).astype(np.uint8)
+    assert len(find_areas(Seen(part), mosaic)) == 1
