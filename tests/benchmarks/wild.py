@@ -10,6 +10,9 @@ Then the same per area, by block size and by average, and how often the average 
 python tests/benchmarks/wild.py FOLDER kinds [COUNT]: mosaics of other shapes and grids, half of them PNGs, the others
 JPEGs, COUNT (8) of each kind, and what only looks like one: the share of the mosaic that is covered, of the other
 pixels that are changed, and the RMSE in the mosaic after over that before.
+
+python tests/benchmarks/wild.py FOLDER confidence [COUNT [CHART.png]]: how many of the areas that are told with a
+confidence are right (intersection over union of 0.7), of COUNT (400) pictures as in the first table.
 """
 
 import itertools
@@ -24,17 +27,21 @@ from PIL import Image
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
 sys.path.insert(0, os.path.abspath(os.path.dirname(__file__)))  # of wild_kinds, where a test imports this
 
-from wild_kinds import KINDS, MIMICS  # noqa: E402
+from wild_kinds import KINDS, MIMICS, ODD  # noqa: E402
 
 from depixelation.commands.depixelate import DepixelateOptions, Restorer  # noqa: E402
 from depixelation.figures.areas import mark_areas  # noqa: E402
+from depixelation.figures.curves import Panel, plot_curves  # noqa: E402
 from depixelation.images.cache import open_cache  # noqa: E402
 from depixelation.images.photo_files import save_photo  # noqa: E402
 from depixelation.mosaics.area import AVERAGES, Area, pixelate_area  # noqa: E402
 from depixelation.mosaics.making import FORMATS, MosaicPhotos, compress  # noqa: E402
 from depixelation.mosaics.photo import find_areas, restore_areas  # noqa: E402
 from depixelation.tasks.files import Files  # noqa: E402
-from depixelation.tasks.finding import compare_areas  # noqa: E402
+from depixelation.tasks.finding import FOUND, compare_areas  # noqa: E402
+
+ALMOST_ALL = 0.95  # the sensitivity at which confidences are measured
+BINS = (0, 0.3, 0.5, 0.7, 0.85, 0.95, 1.01)
 
 
 def errors_inside(picture, truth, areas):
@@ -136,25 +143,27 @@ def time_large(source, cache_dir=".cache"):
 
 
 def measure_kinds(source, count=8, cache_dir=".cache"):
-    """Print a row for each of KINDS and MIMICS. Returns them as {name: (covered, harmed, ratio) or (changed,)}."""
+    """Print a row for each of KINDS, ODD and MIMICS. Returns them as {name: (covered, harmed, ratio) or (changed,)}."""
     restorer, rows = shipped_restorer(), {}
     cache = open_cache(source, cache_dir, 0, 40, colour=True)
     print(f"{'':24} pictures  covered   harmed  after / before   seconds a picture")
-    for name, kind in {**KINDS, **MIMICS}.items():
+    for number, (name, kind) in enumerate({**KINDS, **ODD, **MIMICS}.items()):
         measured, started = [], time.monotonic()
         for i in range(int(count)):
             rng = np.random.default_rng((38, i, len(name)))
-            photo = np.repeat(cache[(i // 2) % len(cache)], 3 // cache[0].shape[2], axis=2)
+            photo = cache[(i // 2 + 3 * number) % len(cache)]
+            photo = np.repeat(photo, 3 // photo.shape[2], axis=2)
             photo = np.asarray(Image.fromarray(photo).resize((352, 264), Image.Resampling.BICUBIC))
             made = kind(rng, photo)
-            pixels, truth, mask = made if name in KINDS else (made, made, np.zeros(made.shape[:2], dtype=bool))
+            none = np.zeros(photo.shape[:2], dtype=bool)
+            pixels, truth, mask = (made, made, none) if name in MIMICS else made
             if i % 2 and kind is not MIMICS["JPEG quality 8 to 18"]:
                 quality = int(rng.integers(75, 93))
                 pixels, truth = (compress(each, quality, 2) for each in (pixels, truth))
             measured.append(measure_kind(restorer, pixels, truth, mask))
         covered, harmed, changed, before, after = np.array(measured, dtype=float).T
         seconds = (time.monotonic() - started) / len(measured)
-        if name in KINDS:
+        if name not in MIMICS:
             rows[name] = mean(covered), mean(harmed), mean(after) / mean(before)
             print(f"{name:24} {len(measured):8}  {rows[name][0]:6.1%}  {rows[name][1]:7.3%}  {rows[name][2]:14.3f}"
                   f"  {seconds:18.1f}", flush=True)
@@ -164,6 +173,29 @@ def measure_kinds(source, count=8, cache_dir=".cache"):
     figures = [mean(np.array(column)) for column in zip(*(rows[name] for name in KINDS))]
     print(f"{'all kinds':24} {'':8}  {figures[0]:6.1%}  {figures[1]:7.3%}  {figures[2]:14.3f}")
     return rows
+
+
+def measure_confidence(source, count=400, chart=None, cache_dir=".cache"):
+    """Print how many areas of each confidence are right; draw it. Returns (told, right), arrays of all areas."""
+    finder, cache = shipped_restorer().finder, open_cache(source, cache_dir, 0, 40, colour=True)
+    pictures, told, right = MosaicPhotos(cache, range(len(cache)), int(count)), [], []
+    finder.sensitivity = ALMOST_ALL
+    for i in range(len(pictures)):
+        pixels, areas, _ = pictures[i]
+        for area in find_areas(finder, pixels):
+            told.append(area.confidence)
+            right.append(max((area.overlap(true) for true in areas), default=0) >= FOUND)
+    told, right, shown = np.array(told), np.array(right), []
+    for low, high in itertools.pairwise(BINS):
+        own = (low <= told) & (told < high)
+        if own.any():
+            mean_told, share = told[own].mean(), right[own].mean()
+            shown.append((mean_told, share))
+            print(f"{low:.2f} to {min(high, 1):.2f}: {own.sum():4} areas, told {mean_told:.2f}, {share:6.1%} right")
+    if chart:
+        curves = {"measured": tuple(zip(*shown)), "if it were true": ((0, 1), (0, 1))}
+        plot_curves([Panel("share of areas that are right", curves, x_label="confidence")], chart)
+    return told, right
 
 
 def measure_kind(restorer, pixels, truth, mask):
@@ -184,5 +216,7 @@ def measure_kind(restorer, pixels, truth, mask):
 if __name__ == "__main__":
     if sys.argv[2:3] == ["kinds"]:
         measure_kinds(sys.argv[1], *sys.argv[3:4])
+    elif sys.argv[2:3] == ["confidence"]:
+        measure_confidence(sys.argv[1], *sys.argv[3:5])
     else:
         time_large(sys.argv[1]) if sys.argv[2:] == ["large"] else main(*sys.argv[1:4])

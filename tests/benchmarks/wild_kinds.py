@@ -1,7 +1,8 @@
 """Mosaics as people make them, of any shape and on any grid, and what only looks like one: for wild.py.
 
-KINDS: {name: function of (rng, a photo, (H, W, 3) uint8) that returns (picture, truth, mask of the mosaic)}; MIMICS:
-{name: function of the same that returns a picture without one}.
+KINDS: {name: function of (rng, a photo, (H, W, 3) uint8) that returns (picture, truth, mask of the mosaic)}; ODD: the
+same of what is to be found, but is not expected to be restored well; MIMICS: {name: function of the same that returns a
+picture without one}.
 """
 
 import numpy as np
@@ -121,6 +122,40 @@ def corner(rng, photo):
     return result, photo, mask
 
 
+def in_a_box(rng, photo):
+    """(blocks in a rectangle, its mask, the blocks' side)"""
+    x, y, width, height = draw_box(rng, photo.shape[:2])
+    mask, side = np.zeros(photo.shape[:2], dtype=bool), draw_side(rng)
+    mask[y : y + height, x : x + width] = True
+    return all_blocks(photo, side, phases=(x % side, y % side)), mask, side
+
+
+def rotated(rng, photo):
+    angle = float(rng.uniform(5, 40))
+    y, x = np.mgrid[: photo.shape[0], : photo.shape[1]]
+    mask = np.hypot(x - photo.shape[1] / 2, y - photo.shape[0] / 2) < 0.33 * photo.shape[0]
+    turned = all_blocks(np.asarray(Image.fromarray(photo).rotate(angle)), draw_side(rng))
+    return through(mask, np.asarray(Image.fromarray(turned).rotate(-angle)), photo), photo, mask
+
+
+def semitransparent(rng, photo):
+    blocks, mask, _ = in_a_box(rng, photo)
+    mixed = rng.uniform(0.6, 0.9) * (blocks.astype(float) - photo) + photo
+    return through(mask, mixed.round().astype(np.uint8), photo), photo, mask
+
+
+def blurred_before(rng, photo):
+    soft = np.asarray(Image.fromarray(photo).filter(ImageFilter.GaussianBlur(3)))
+    blocks, mask, _ = in_a_box(rng, soft)
+    return through(mask, blocks, photo), photo, mask
+
+
+def blurred_after(rng, photo):
+    blocks, mask, side = in_a_box(rng, photo)
+    soft = Image.fromarray(through(mask, blocks, photo)).filter(ImageFilter.GaussianBlur(side / 8))
+    return through(mask, np.asarray(soft), photo), photo, mask
+
+
 def enlarged(cells, side, shape):
     return cells.repeat(side, axis=0).repeat(side, axis=1)[: shape[0], : shape[1]]
 
@@ -163,6 +198,43 @@ def brick(rng, photo):
     return np.where(joint[:, :, None], 190, wall).clip(0, 255).astype(np.uint8)
 
 
+def heat_map(rng, photo):
+    """A chart of measured values, from blue over green to red."""
+    side = draw_side(rng)
+    field = Image.fromarray(rng.random((5, 6)).astype(np.float32))
+    field = field.resize([-(-n // side) for n in photo.shape[1::-1]], Image.Resampling.BICUBIC)
+    heat = np.asarray(field) + rng.normal(0, 0.03, field.size[::-1])
+    cells = 255 * np.clip(1.5 - np.abs(4 * heat[:, :, None].clip(0, 1) - [3, 2, 1]), 0, 1)
+    return enlarged(cells.astype(np.uint8), side, photo.shape)
+
+
+def lcd(rng, photo):
+    """A photo of a screen: each of its pixels has a red, a green and a blue part, and a dark line below."""
+    side = int(rng.choice((6, 9)))
+    result = all_blocks(photo, side).astype(float)
+    y, x = np.mgrid[: photo.shape[0], : photo.shape[1]]
+    result *= np.where((x % side * 3 // side)[:, :, None] == [0, 1, 2], 1, 0.35)
+    result[y % side == side - 1] *= 0.4
+    return np.asarray(Image.fromarray(result.astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.6)))
+
+
+def drawn_blocks(rng, photo):
+    """Blocks of a game: a few colours, each block a little lighter or darker."""
+    side, colours = draw_side(rng) + 3, rng.integers(20, 230, (6, 3))
+    rows, columns = (-(-n // side) for n in photo.shape[:2])
+    kinds = (np.sin(np.arange(columns) / 5) + np.sin(np.arange(rows) / 4)[:, None] + 2) * 1.49
+    cells = colours[kinds.astype(int)] + 9 * rng.integers(-1, 2, (rows, columns, 1))
+    return enlarged(cells.clip(0, 255).astype(np.uint8), side, photo.shape)
+
+
+def enlarged_picture(rng, photo):
+    """A small picture, each of whose pixels became 2 x 2 to 4 x 4."""
+    side = int(rng.integers(2, 5))
+    height, width = (n // side * side for n in photo.shape[:2])
+    small = Image.fromarray(photo).resize((width // side, height // side), Image.Resampling.LANCZOS)
+    return enlarged(np.asarray(small), side, photo.shape)
+
+
 KINDS = {
     "ellipse": ellipse,
     "brush stroke": brush,
@@ -173,10 +245,21 @@ KINDS = {
     "feathered ellipse": feathered,
     "corner pixel": corner,
 }
+ODD = {
+    "rotated": rotated,
+    "semitransparent": semitransparent,
+    "blurred before": blurred_before,
+    "blurred after": blurred_after,
+}
 MIMICS = {
     "pixel art": pixel_art,
     "JPEG quality 8 to 18": strong_jpeg,
     "screenshot": screenshot,
     "QR code": qr_code,
     "brick": brick,
+    "heat map": heat_map,
+    "photo of a screen": lcd,
+    "blocks of a game": drawn_blocks,
+    "enlarged picture": enlarged_picture,
+    "photo": lambda rng, photo: photo,
 }
