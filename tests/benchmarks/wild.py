@@ -155,8 +155,7 @@ def measure_kinds(source, count=8, cache_dir=".cache"):
             photo = np.repeat(photo, 3 // photo.shape[2], axis=2)
             photo = np.asarray(Image.fromarray(photo).resize((352, 264), Image.Resampling.BICUBIC))
             made = kind(rng, photo)
-            none = np.zeros(photo.shape[:2], dtype=bool)
-            pixels, truth, mask = (made, made, none) if name in MIMICS else made
+            pixels, truth, mask = (made, made, np.zeros(made.shape[:2], dtype=bool)) if name in MIMICS else made
             if i % 2 and kind is not MIMICS["JPEG quality 8 to 18"]:
                 quality = int(rng.integers(75, 93))
                 pixels, truth = (compress(each, quality, 2) for each in (pixels, truth))
