@@ -202,10 +202,18 @@ def test_what_is_no_digit_is_unsure_and_sheets_are_kept(tmp_path, capsys):
         image = Image.new("L", (200, 200), 255)
         ImageDraw.Draw(image).polygon(corners, fill=0)
         image.save(tmp_path / f"{name}.png")
+    for name, lines in (
+        ("plus", [(100, 30, 100, 170), (30, 100, 170, 100)]),
+        ("triangle", [(100, 30, 165, 150, 35, 150, 100, 30)]),
+    ):
+        shapes[name] = Image.new("L", (200, 200), 255)
+        for line in lines:
+            ImageDraw.Draw(shapes[name]).line(line, 0, 14, "curve")
+        shapes[name].save(tmp_path / f"{name}.png")
     first = predict(tmp_path, capsys, tmp_path / "two.png")
     assert "two.png: 2 things: 2 7" in first and "(thing 2 of 2, at x 2" in first and "unsure" not in first
     sheet = tmp_path / "losses" / "classification_predictions.png"
     kept = sheet.read_bytes()
     second = predict(tmp_path, capsys, *(tmp_path / f"{name}.png" for name in shapes))
-    assert second.count("unsure; most like label") == 2 and "classification_predictions_2.png" in second
+    assert second.count("unsure; most like label") == 4 and "classification_predictions_2.png" in second
     assert sheet.read_bytes() == kept and (tmp_path / "losses" / "classification_predictions_2.png").exists()
