@@ -15,15 +15,15 @@ LABELS |= {"found": "share of areas found", "false": "false areas a picture", "s
 
 
 def compare(task, options, names):
-    """--compare: draw the logs of several runs of a task into one figure, a panel for the loss and for each score."""
+    """Draw the logs of several runs of a task into one figure, a panel for the loss and for each score."""
     config = task.config
     picture = config.file("losses", "_compared.png")
     check_outputs([(picture, "picture")])
     logs = {name: read_log(config.file("losses", ".csv", name)) for name in names}
     sources = {name: trained_on(config, name) for name in names}
     if len(set(filter(None, sources.values()))) > 1:
-        listed = ", ".join(f"{name}: {source}" for name, source in sources.items() if source)
-        print(f"warning: these runs' scores, on different images, cannot be compared ({listed})", file=sys.stderr)
+        seen = ", ".join(f"{name}: {source}" for name, source in sources.items() if source)
+        print(f"warning: these runs saw different images, so their scores cannot be compared ({seen})", file=sys.stderr)
     panels = []
     columns = task.curves or ("train_loss", *task.scores)
     for column in columns:

@@ -18,6 +18,7 @@ HAND_IN = (
     "depixelation/*/*.py",
     "tests/*.py",
     "tests/*/*.py",
+    "tests/*/example/*.py",
     "*.md",
     "models/*.md",
     "losses/*.md",

@@ -65,7 +65,7 @@ def score_submission(task, options, paths):
             raise UserError(f"{submission}: array {i} has {len(a)} pixels, but that of {targets} has {len(b)}")
         errors.append(root_mean_square(a, b))
     low, high = confidence_interval(np.array(errors))
-    print(f"score {np.mean(errors):.6f} on {len(errors):,} images (95 % interval {low:.3f} to {high:.3f})")
+    print(f"score {np.mean(errors):.6f} on {len(errors):,} images (95 % interval by image {low:.3f} to {high:.3f})")
     score, identity, basic = np.mean(errors), LEADERBOARD_2023["IdentityModel"], LEADERBOARD_2023["BasicCNN"]
     place, worth = place_in_2023(score, identity), points(score, identity, basic)
     print(f"If these images are as hard as those of 2023: place {place} of 204, {worth:.0f} points")

@@ -37,6 +37,8 @@ def test_archive_to_hand_in(tmp_path, monkeypatch, capsys):
     for folder in ("", "losses/"):
         with open(tmp_path / "unpacked" / folder / "README.md", encoding="utf-8") as file:
             assert {folder + name for name in re.findall(r"!\[.*\]\((.*)\)", file.read())} <= set(names)
+    with open(tmp_path / "unpacked" / "README.md", encoding="utf-8") as file:
+        assert set(re.findall(r"\]\((?!http)([^)#]+)", file.read())) <= set(names)
     assert not [
         name
         for name in names
