@@ -15,6 +15,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while PyTorch is imported: nothing to save yet
@@ -42,7 +43,7 @@ from depixelation.engine.processes import (
     start_worker,
     workers_end,
 )
-from depixelation.engine.run import EpochBar, Run, restore_run, save_run
+from depixelation.engine.run import SHORT, EpochBar, Run, restore_run, save_run
 from depixelation.engine.tables import write_table
 from depixelation.figures.curves import plot_curves
 from depixelation.figures.sheets import plot_sheet
@@ -175,7 +176,7 @@ def validate(config, task, run, learner, board):
     """Validate the averaged weights in the precision they are saved in; write the log, figures and best model."""
     weights = learner.kept_weights()
     run.check_weights(weights)
-    figures, sample = task.validate(learner.predictor())
+    figures, first, sample = task.validate(learner.predictor())
     row = {
         "epoch": round(run.epoch, 3),
         "step": run.step,
@@ -194,8 +195,7 @@ def validate(config, task, run, learner, board):
         if better:
             plot_sheet(task.sample_sheet(sample), config.file("losses", "_samples.png"))
         write_table(run.rows, config.file("losses", ".csv"))
-        drawn = sorted([*run.previews, *run.rows], key=lambda row: row["step"])
-        plot_curves(task.log_panels(drawn), config.file("losses", ".png"))
+        plot_run(config, task, run, row | first)
     except OSError as error:  # open in another program, say: no reason to stop the training
         print(f"warning: {error.filename or config.file('losses', '.csv')}: {error.strerror or error}", file=sys.stderr)
     reference, shown = task.reference(row), f"{score:.{task.decimals}f}{' (best)' * (better and not task.keeps_last)}"
@@ -211,18 +211,32 @@ def validate(config, task, run, learner, board):
         board.flush()
 
 
+def plot_run(config, task, run, first):
+    """Draw the log; of a short run the previews. first: the log's last row, with the figures of their images alone."""
+    rows, title = run.rows, ""
+    if run.previews:
+        run.previews.append(first)  # the score on all images would make the curve jump
+    if len(run.rows) < len(run.previews) and len(run.rows) <= SHORT:
+        rows, score, count = run.previews, run.rows[-1][task.scores[0]], len(task.validation_set)
+        title = f"Validated on the first {min(task.preview_images, count)} held-out images. "
+        title += f"On all {count:,}: {task.scores[0]} {score:.{task.decimals}f}"
+    plot_curves(task.log_panels(rows), config.file("losses", ".png"), title)
+
+
 def preview(config, task, run, learner):
     """Validate on a few images: a short run has too few full validations to draw a curve."""
     if not task.preview_images:
         return
+    started = time.monotonic()
     learner.kept_weights()
-    figures, _ = task.validate(learner.predictor(), task.preview_images)
+    figures, *_ = task.validate(learner.predictor(), task.preview_images)
     row = {"epoch": round(run.epoch, 3), "step": run.step, "samples": run.samples, **run.means(), **figures}
     run.previews.append(row)
+    run.preview_seconds += time.monotonic() - started
     score = f"{figures[task.scores[0]]:.{task.decimals}f}"
     loss = next(iter(run.means().values()))
     print(
-        f"{run.progress(run.step):.0%} of the time: training loss {loss:.4g}, {task.scores[0]} {score} on the first "
+        f"{run.progress(run.step):.0%} of the run: training loss {loss:.4g}, {task.scores[0]} {score} on the first "
         f"{task.preview_images} held-out images"
     )
 

@@ -14,7 +14,8 @@ from depixelation.engine.processes import rng_state, set_rng_state
 from utils import UserError, save_checkpoint
 
 CHECK_EVERY = 20  # steps between checks of the loss, each of which makes a GPU wait
-SHORT = 3  # epochs; a shorter run is also validated on a few images, after each tenth of it
+SHORT = 3  # epochs; a shorter run is also validated on a few images, about ten times,
+PREVIEWS = 0.04  # in at most this share of its time
 SAVE_EVERY = 120  # seconds of training that an interruption can cost at most
 
 
@@ -38,6 +39,7 @@ class Run:
         self.started, self.saved = time.monotonic() - self.seconds, self.seconds
         self.epoch_ended = self.validation_due = self.preview_due = self.save_due = False
         self.previews = []  # rows of validations on few images, between those of the log
+        self.preview_seconds = 0.0
         self.stopped_by = 0  # the signal
         self.finished = self.is_finished()
 
@@ -80,14 +82,14 @@ class Run:
         self.epoch_ended = self.step % self.steps_per_epoch == 0 or ends
         self.validation_due = self.step % every == 0 or ends
         self.preview_due = not self.validation_due and self._tenth(before) < self._tenth(self.progress(self.step))
+        self.preview_due &= self.preview_seconds <= PREVIEWS * self.seconds
         self.save_due = self.validation_due or bool(self.stopped_by) or self.seconds - self.saved > SAVE_EVERY
         if self.step % CHECK_EVERY == 0 or self.save_due:
             self.check(next(iter(self.means().values())))
 
     def _tenth(self, progress):
-        """The tenths done of a run that is limited by minutes and ends within SHORT epochs; of any other, 0."""
-        short = self.config.max_minutes and not self.config.epochs and self.epoch < SHORT * progress
-        return int(10 * progress) if short else 0
+        """The tenths done of a run that ends within SHORT epochs; of any other, 0."""
+        return int(10 * progress) if self.epoch < SHORT * progress else 0
 
     def check(self, value):
         """Raise UserError if a loss or weight is not finite. The last saved model stays as it is."""

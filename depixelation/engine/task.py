@@ -153,9 +153,16 @@ class Task:
         return {}
 
     def validate(self, predictor, images=None):
-        """(figures for the log, sample for `sample_sheet`) on validation_set, or on its first images."""
+        """Measure validation_set, or its first images.
+
+        Returns (figures for the log, the same of the first preview_images alone, sample for `sample_sheet`).
+        """
         measured = self.measure([predictor], self.validated(images))
-        return {name: float(errors[0].mean()) for name, errors in measured.figures.items()}, measured.sample
+        figures, first = (
+            {name: float(errors[0][:count].mean()) for name, errors in measured.figures.items()}
+            for count in (None, self.preview_images or None)
+        )
+        return figures, first, measured.sample
 
     def validated(self, images):
         """The validation set, or its first images."""

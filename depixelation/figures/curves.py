@@ -15,9 +15,11 @@ class Panel(NamedTuple):
     lines: dict = {}  # {label: y} of horizontal lines, for reference
 
 
-def plot_curves(panels, path):
+def plot_curves(panels, path, title=""):
     """Draw panels side by side, as a PNG."""
     figure = new_figure(figsize=(max(8, 5.5 * len(panels)), 4.5), layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=9)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for i, (name, (x, y)) in enumerate(panel.curves.items()):
             style, shade = ("-", "--", ":", "-.")[i % 4], str(0.6 * i / len(panel.curves))

@@ -1,5 +1,6 @@
 """The first hour of a new user: help that fits a screen, and no trap on the student's way."""
 
+import csv
 import json
 import os
 import re
@@ -74,15 +75,23 @@ def test_the_only_model_of_an_unpacked_hand_in_is_taken(tmp_path, monkeypatch):
 
 def test_a_short_run_draws_more_than_one_point(run, monkeypatch, capsys):
     drawn = []
-    monkeypatch.setattr(entry, "plot_curves", lambda panels, path: drawn.append(panels))
-    tick(monkeypatch, 0.1)
-    assert run("--max_minutes", "0.03", "--synthetic_images", "120") == 0  # 18 steps, two epochs and a half
-    (x, y) = drawn[-1][0].curves["validation score"]
+    monkeypatch.setattr("depixelation.engine.run.PREVIEWS", 1.0)  # in a run of two seconds they take a larger share
+    monkeypatch.setattr(entry, "plot_curves", lambda panels, path, title: drawn.append((panels, title)))
+    assert run("--max_minutes", "0.03", "--synthetic_images", "1000") == 0
+    panels, title = drawn[-1]
+    (x, y) = panels[0].curves["validation score"]
     assert len(x) > 3 and x == sorted(x) and len(y) == len(x)
+    with open("losses/default.csv", encoding="utf-8") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert y[-1] != pytest.approx(float(last["score"]), abs=1e-3)  # of the previews' images, or the curve would jump
+    assert title == f"Validated on the first 32 held-out images. On all 100: score {float(last['score']):.3f}"
     output = capsys.readouterr().out
-    assert "of the time: training loss" in output
+    assert "of the run: training loss" in output
     assert "Next: python main.py --predict --test_set test_set.pkl --name default" in output
-    assert not [name for name in drawn[-1][0].lines if "2023" in name]  # on drawn images
+    assert not [name for name in panels[0].lines if "2023" in name]  # on drawn images
+    monkeypatch.setattr("depixelation.engine.run.PREVIEWS", 1e-9)
+    assert run("--max_minutes", "0.01", "--synthetic_images", "1000") == 0
+    assert capsys.readouterr().out.count("of the run: training loss") == 1  # more would take longer than allowed
 
 
 def test_compare_warns_of_different_images(run, tmp_path, capsys):
