@@ -68,10 +68,20 @@ def _labels(rows, starts, ends, stride):
 
 def as_mask(region, shape):
     """One of find_regions' regions as a bool mask of this shape."""
+    rows, starts, ends = region
+    lengths = ends - starts
     mask = np.zeros(shape, dtype=bool)
-    for row, start, end in zip(*region):
-        mask[row, start:end] = True
+    mask[np.repeat(rows, lengths), np.arange(lengths.sum()) + np.repeat(ends - np.cumsum(lengths), lengths)] = True
     return mask
+
+
+def regions_that_meet(mask, other):
+    """Those connected regions of a mask, (H, W) bool, that share pixels with another one: again a mask."""
+    rows, starts, ends = runs_of(mask)
+    counted = np.pad(np.cumsum(other, axis=1), ((0, 0), (1, 0)))
+    meet, labels = counted[rows, ends] > counted[rows, starts], _labels(rows, starts, ends, mask.shape[1] + 1)
+    chosen = np.isin(labels, labels[meet])
+    return as_mask((rows[chosen], starts[chosen], ends[chosen]), mask.shape)
 
 
 def region_boxes(mask):

@@ -1,12 +1,13 @@
 """Exact areas of any shape: whole and cut cells of a grid that the file kept constant."""
 
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 
 from datasets import means_between
 from depixelation.mosaics.area import Area, grid_lines
-from depixelation.mosaics.regions import as_mask, find_regions
+from depixelation.mosaics.regions import as_mask, find_regions, regions_that_meet
 
 CUT = 0.06  # a cut cell counts if this share of its pixels has one value,
 CUT_LEAST = 4  # and at least so many pixels, in squares of 2 x 2
@@ -129,7 +130,7 @@ def _shape_in(pixels, window, area, same, free):
     """The largest shape in a window (an Area with a grid) that shares pixels with the area's box, or None."""
     box, (rows, columns) = window.box(), window.lines()
     values = pixels[box]
-    colours = np.zeros(values.shape[:2], dtype=np.int64)
+    colours = np.zeros(values.shape[:2], dtype=np.uint32)
     for channel in np.moveaxis(values, 2, 0):
         colours = colours << 8 | channel
     touch, across = _across_lines([neighbours[box] for neighbours in same], (rows, columns))
@@ -152,7 +153,7 @@ def _shape_in(pixels, window, area, same, free):
     inner = slice(area.y - window.y, area.y - window.y + area.height), slice(
         area.x - window.x, area.x - window.x + area.width
     )
-    for region in find_regions(cellwise):
+    for region in find_regions(cellwise, _least_cells(window)):
         member = as_mask(region, cellwise.shape)
         whole = member & constant
         if not _like_a_photo(pixels, cells, whole, window):
@@ -184,6 +185,7 @@ def _grow(values, colours, constant, lines, free, touch, across):
     """
     mask, known = _spread(constant, *lines), constant.copy()
     number = np.arange(constant.size).reshape(constant.shape)
+    rows, columns = (np.repeat(np.arange(len(edges) - 1), np.diff(edges)) for edges in lines)  # of cells, for pixels
     sizes = np.outer(*(np.diff(edges) for edges in lines))
     strong, done = constant.copy(), constant.copy()
     for _ in range(ROUNDS):
@@ -192,7 +194,7 @@ def _grow(values, colours, constant, lines, free, touch, across):
             break
         done |= asked
         y, x = np.nonzero(_spread(asked, *lines) & free)
-        at = _spread(number, *lines)[y, x] if len(y) else y
+        at = number[rows[y], columns[x]]
         order = np.lexsort((colours[y, x], at))
         at, y, x = at[order], y[order], x[order]
         edges = (np.diff(at) != 0) | (np.diff(colours[y, x]) != 0)
@@ -221,10 +223,11 @@ def _by_chance(values, pieces, touch, across, lines):
     """Cells whose piece of one colour crosses the grid's lines, or ends without a step: (rows, columns) bool."""
     on_lines = 3 * means_between(across * pieces, *lines) >= means_between(touch * pieces, *lines)
     on_lines &= means_between(touch * pieces, *lines) > 0
-    steps, ends = np.zeros((2, *pieces.shape))
+    steps, ends = np.zeros(pieces.shape, dtype=np.uint16), np.zeros(pieces.shape, dtype=np.uint8)
     for axis, edges in enumerate(lines):
         first, second = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
-        change = np.abs(np.diff(values.astype(np.int16), axis=axis)).max(axis=2)
+        pairs = zip(*(np.moveaxis(values[part], 2, 0) for part in (first, second)))
+        change = reduce(np.maximum, (np.maximum(*pair) - np.minimum(*pair) for pair in pairs))
         border = pieces[first] != pieces[second]
         border[(slice(None),) * axis + (edges[1:-1] - 1,)] = False
         steps[first] += change * border
@@ -291,12 +294,7 @@ def _flat_ends(touch, equal, constant, lines):
         return np.zeros_like(constant)
     flat = constant & (2 * means_between(equal, *lines) >= means_between(touch, *lines))
     open_ends = touching(~np.pad(constant, 1))[1:-1, 1:-1]
-    ends = np.zeros_like(constant)
-    for region in find_regions(flat):
-        member = as_mask(region, flat.shape)
-        if (member & open_ends).any():
-            ends |= member
-    return ends
+    return regions_that_meet(flat, open_ends)
 
 
 def _like_a_photo(pixels, cells, whole, window):
@@ -304,8 +302,8 @@ def _like_a_photo(pixels, cells, whole, window):
 
     There must be enough of them, in many colours, and most must differ from their neighbours by more than chance.
     """
-    side, count = min(window.block_width, window.block_height), int(whole.sum())
-    if count < FEW_CELLS * (3 if side < 4 else 1):
+    side = min(window.block_width, window.block_height)
+    if np.count_nonzero(whole) < _least_cells(window):
         return False
     inner = np.ix_(np.flatnonzero(whole.any(axis=1)), np.flatnonzero(whole.any(axis=0)))
     if drawn(cells[inner] if whole[inner].mean() > 0.5 else cells[whole][None]):
@@ -327,6 +325,11 @@ def _like_a_photo(pixels, cells, whole, window):
         return True
     mask = _spread(whole, *window.lines())
     return not has_jpeg_lines(pixels, replace(window, mask=mask))
+
+
+def _least_cells(window):
+    """How many whole cells an area has at least."""
+    return FEW_CELLS * (3 if min(window.block_width, window.block_height) < 4 else 1)
 
 
 def drawn(cells):

@@ -9,7 +9,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import tick
 
 import main as entry
 from depixelation.commands import commands_of

@@ -97,3 +97,19 @@ def bytes_a_pixel(work, pixels):
         return (tracemalloc.get_traced_memory()[1] - before) / (pixels.shape[0] * pixels.shape[1])
     finally:
         tracemalloc.stop()
+
+
+def test_memory_of_a_large_picture(monkeypatch):
+    """All of it is pixelated, hardly any is, in a PNG and a JPEG: far less than a few numbers for each pixel."""
+    small_parts(monkeypatch, 2**16)
+    monkeypatch.setattr(exact, "MEASURED", 256)
+    for module in (exact, grid_fit, regions):
+        monkeypatch.setattr(module, "BAND", 64)
+    photo = np.ascontiguousarray(np.tile(drawn_photo(360, 300), (5, 5, 1)))
+    whole = photo.copy()
+    pixelate_area(whole, Area(0, 0, 1800, 1500, 12.0, 12.0))
+    pixelate_area(photo, Area(300, 200, 400, 300, 12.0, 12.0))
+    for pixels in (photo, compress(whole, 85, 2)):
+        assert bytes_a_pixel(lambda: find_areas(None, pixels), pixels) < 12
+        assert bytes_a_pixel(lambda: given_areas(pixels, [(0, 0, 1800, 1500)]), pixels) < 12
+    assert bytes_a_pixel(lambda: given_areas(whole, [(0, 0, 1800, 1500)]), whole) < 12
