@@ -14,7 +14,8 @@ IdentityModel    returns the pixelated image: the score of doing nothing
 UNet, for any task: residual blocks (He et al. 2016) at several resolutions (Ronneberger et al. 2015)
 Denoising, (N, 1, H, W) -> the same: UNet; the exercise sheet's DenoisingCNN
 Classification, (N, 1, 28, 28) in [0, 1] -> (N, classes), logits: ResidualCNN, ours; SimpleCNN, the sheet's kind
-Super-resolution, (N, 3, H, W) in [0, 1] -> (N, 3, 2H, 2W): SubPixelResNet, ours; BasicSRModel, ResidualSRModel
+Super-resolution, (N, 3, H, W) in [0, 1] -> (N, 3, 2H, 2W): OddSubPixelResNet, ours, and SubPixelResNet, the same with
+untied filters; BasicSRModel, ResidualSRModel
 """
 
 import torch
@@ -444,25 +445,43 @@ class SubPixelResNet(nn.Module):
     """
 
     VIEWS = SYMMETRIES
+    MAPS = 3  # channels that the layers take and return
 
     def __init__(self, channels=64, blocks=8, consistent=False):
         super().__init__()
         self.consistent, self.reach = consistent, 2 * blocks + 4
         self.upsample = Interpolation()
-        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        self.first = nn.Conv2d(self.MAPS, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
-        self.last = nn.Conv2d(channels, 12, 3, padding=1)
+        self.last = nn.Conv2d(channels, 4 * self.MAPS, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, images, views=(0,)):
         """The mean of the predictions in `views`, symmetries of the square from 0 (unchanged) to 7."""
-        residuals = [transform(self._residual, images - 0.5, symmetry) for symmetry in views]
+        residuals = [transform(self.stages, images - 0.5, symmetry) for symmetry in views]
         output = self.upsample(images) + sum(residuals) / len(residuals)
         return output + F.interpolate(images - F.avg_pool2d(output, 2), scale_factor=2) if self.consistent else output
 
-    def _residual(self, maps):
-        return F.pixel_shuffle(self.last(self.body(self.first(maps))), 2)  # (N, 12, H, W) -> (N, 3, 2H, 2W)
+    def stages(self, maps):  # a tensor, or Parities: (N, MAPS, H, W) -> (N, MAPS, 2H, 2W)
+        return each(F.pixel_shuffle, self.last(self.body(self.first(maps))), 2)
+
+
+class OddSubPixelResNet(SubPixelResNet):
+    """The same with filters tied by the square's symmetries, and by negation: the negative is enlarged as a negative.
+
+    channels: multiples of 16. Each colour is a channel that only turns, so it pairs with its own negative.
+    """
+
+    VIEWS = (0,)  # all eight give the same prediction
+    MAPS = 6  # each colour and its negative, or its two parities
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        tie_filters(self, odd=True, shuffled="last")
+
+    def stages(self, maps):
+        return odd(super().stages, maps, (-1, -1, -1))
 
 
 BLOCKS = (ResidualBlock, DeePixBlock, NormalizedBlock)  # --summary lists each as a whole

@@ -197,29 +197,33 @@ def by_parity(maps):
 def odd(network, maps, signs):
     """The odd parity of the output of a network that takes and returns pairs of maps.
 
-    maps: (N, C, H, W). signs: for each map -1 if negating the image flips its sign, else 1.
+    maps: (N, C, H, W). signs: for each map -1 if negating the image flips its sign, else 1. The output: (N, D, H, W),
+    where the network returns 2D channels.
     """
     if by_parity(maps):  # a map whose sign flips is purely odd, any other purely even
         even = torch.tensor(signs).view(-1, 1, 1) > 0
         return network(Parities(maps * even, maps * ~even)).odd
     pairs = [m for one, sign in zip(maps.split(1, dim=1), signs) for m in (one, one if sign > 0 else -one)]
     pairs = torch.cat(pairs, dim=1).contiguous(memory_format=torch.channels_last)  # (N, 2C, H, W)
-    one, other = network(pairs).float().split(1, dim=1)
+    one, other = network(pairs).float().unflatten(1, (-1, 2)).unbind(2)
     return (one - other) / 2
 
 
-def tie_filters(unet, odd=False):
-    """Make a UNet equivariant, in place: replaces its convolutions and, if odd, its ReLUs, which must be modules.
+def tie_filters(network, odd=False, shuffled="expand"):
+    """Make a network equivariant, in place: replaces its convolutions and, if odd, its ReLUs, which must be modules.
 
-    Its input and output maps turn as images do; only the maps between are fields. odd: tie the filters by negation,
-    too; maps then come in pairs, for the image and for the negated image.
+    The input of its layer `first` and the output of its layer `last` turn as images do; only the maps between are
+    fields. odd: tie the filters by negation, too; maps then come in pairs, for the image and for the negated image.
+    shuffled: the layer, or the list of layers, whose output a pixel shuffle spreads over twice the side.
     """
     image_fields, feature_fields = (2, 16) if odd else (1, 8)
-    roles = {"first": {"inputs": image_fields}, "last": {"outputs": image_fields}}
-    roles |= {f"expand.{i}": {"subpixels": 2} for i in range(len(unet.expand))}
-    for name, module in list(unet.named_modules()):
+    for name, module in list(network.named_modules()):
         if isinstance(module, nn.Conv2d):
-            role = {"outputs": feature_fields, "inputs": feature_fields} | roles.get(name, {})
-            unet.set_submodule(name, EquivariantConv2d(module, **role))
+            role = {
+                "inputs": image_fields if name == "first" else feature_fields,
+                "outputs": image_fields if name == "last" else feature_fields,
+                "subpixels": 2 if name.split(".")[0] == shuffled else 1,
+            }
+            network.set_submodule(name, EquivariantConv2d(module, **role))
         elif odd and isinstance(module, nn.ReLU):
-            unet.set_submodule(name, PairReLU())
+            network.set_submodule(name, PairReLU())

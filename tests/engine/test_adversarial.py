@@ -65,7 +65,7 @@ def test_a_discriminator_that_wins_or_dies_is_noticed(share, said):
 
 def test_super_resolution_against_a_discriminator(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(realism, "STEPS", 5)
-    options = ["--task", "super_resolution", "--network_options", '{"channels": 8, "blocks": 1}', *CPU]
+    options = ["--task", "super_resolution", "--network_options", '{"channels": 16, "blocks": 1}', *CPU]
     options += ["--synthetic_images", "24", "--batch_size", "8", "--crops", "16"]
     options += ["--crop_size", "32", "--epochs", "1", "--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "c")]
     assert entry.main([*options, "--name", "SR"]) == 0

@@ -12,16 +12,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision.transforms import functional as tf
 
-from architectures import BasicSRModel, Interpolation, ResidualSRModel, SubPixelResNet
+from architectures import BasicSRModel, Interpolation, OddSubPixelResNet, ResidualSRModel, SubPixelResNet
 from datasets import DOWNSCALING, CachedCrops, CachedPhotos, SRDataset, halve
 from depixelation.engine import enlarging
 from depixelation.engine.enlarging import enlarge_photo, figures_of, fill_transparent, luminance
 from depixelation.engine.measuring import psnr_per_image, ssim_per_image
 from depixelation.engine.predictor import Predictor
 from depixelation.images.cache import open_cache
+from depixelation.symmetry import turn, turn_back
 from depixelation.tasks.super_resolution import SuperResolution
 
-TINY = ["--task", "super_resolution", "--network_options", '{"channels": 8, "blocks": 1}', "--synthetic_images", "24"]
+TINY = ["--task", "super_resolution", "--network_options", '{"channels": 16, "blocks": 1}', "--synthetic_images", "24"]
 TINY += [*CPU, "--batch_size", "8", "--crops", "40", "--crop_size", "32"]
 
 
@@ -65,9 +66,9 @@ def test_networks():
     basic, residual = loose(BasicSRModel()), loose(ResidualSRModel())
     upsampled = F.interpolate(images, scale_factor=2, mode="bilinear")
     assert torch.allclose(residual(images), upsampled + basic(images), atol=1e-5)
-    ours = SubPixelResNet()
-    assert torch.equal(ours(images), Interpolation()(images))
-    assert 2 * sum(p.numel() for p in ours.parameters()) < 5e6  # stored in half precision
+    for ours in (SubPixelResNet(), OddSubPixelResNet()):
+        assert torch.equal(ours(images), Interpolation()(images))
+        assert 2 * sum(p.numel() for p in ours.parameters()) < 5e6  # stored in half precision
 
 
 def test_interpolation_is_that_of_pillow():
@@ -87,8 +88,31 @@ def test_views_and_consistency():
     assert torch.allclose(F.avg_pool2d(network(images), 2), images, atol=1e-6)
 
 
+@pytest.mark.parametrize("parities", [True, False])
+def test_one_view_of_tied_filters_is_worth_eight(monkeypatch, parities):
+    """A turned photo is enlarged as a turned one, a negative as a negative; swapped colours are another photo."""
+    monkeypatch.setattr("depixelation.symmetry.by_parity", lambda maps: parities)
+    network, images = loose(OddSubPixelResNet(16, 2)), torch.rand(2, 3, 9, 12)
+    enlarge = torch.no_grad()(network)
+    output = enlarge(images)
+    assert output.shape == (2, 3, 18, 24) and (output - Interpolation()(images)).std() > 0.02
+    for symmetry in range(8):
+        assert (turn_back(enlarge(turn(images, symmetry)), symmetry) - output).abs().max() < 1e-5
+    assert (enlarge(1 - images) - (1 - output)).abs().max() < 1e-5
+    assert (enlarge(images.flip(1)).flip(1) - output).abs().max() > 0.02
+    monkeypatch.undo()
+    assert (enlarge(images) - output).abs().max() < 1e-5
+    tied, free = (sum(p.numel() for p in kind(16, 2).parameters()) for kind in (OddSubPixelResNet, SubPixelResNet))
+    assert tied < 0.08 * free
+
+
 def test_what_a_pixel_depends_on():
-    for network in (loose(SubPixelResNet(4, 2)), loose(BasicSRModel(4, 3)), Interpolation("bicubic")):
+    for network in (
+        loose(SubPixelResNet(4, 2)),
+        loose(OddSubPixelResNet(16, 2)),
+        loose(BasicSRModel(4, 3)),
+        Interpolation("bicubic"),
+    ):
         images = torch.rand(1, 3, 61, 61, requires_grad=True)
         network(images)[0, :, 60:62, 60:62].sum().backward()
         reached = images.grad[0].abs().sum(0).nonzero() - 30
@@ -232,8 +256,9 @@ def test_figures_leave_the_border_out():
 def test_tiles_agree_with_the_whole(monkeypatch, channels):
     """Up to a level where a value lies between two."""
     pixels = torch.from_numpy(photo(0, 75, 100, channels)).permute(2, 0, 1)
-    for network in (loose(SubPixelResNet(6, 2)), loose(BasicSRModel(6, 4)), Interpolation("bilinear")):
-        views = range(8) if isinstance(network, SubPixelResNet) else ()
+    networks = loose(SubPixelResNet(6, 2)), loose(OddSubPixelResNet(16, 2)), loose(BasicSRModel(6, 4))
+    for network in (*networks, Interpolation("bilinear")):
+        views = getattr(network, "VIEWS", ())
         predictor = Predictor(network, torch.device("cpu"), views=views)
         whole = enlarge_photo(predictor, pixels)
         assert whole.shape == (channels, 150, 200)
@@ -247,7 +272,7 @@ def test_tiles_agree_with_the_whole(monkeypatch, channels):
 
 def test_own_photos(run, tmp_path, capsys):
     """Odd sizes, grey and transparent photos, a colour profile, a single pixel."""
-    assert run("--epochs", "1", "--name", "mine") == 0
+    assert run("--epochs", "1", "--name", "mine", "--network", "SubPixelResNet") == 0
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(photo(0, 33, 47)).save(tmp_path / "colour.png", icc_profile=profile)
     Image.fromarray(photo(1, 20, 21, 1)[:, :, 0]).save(tmp_path / "grey.jpg")
@@ -365,7 +390,7 @@ def test_photos_of_a_folder(run, tmp_path, folder, refused, capsys):
         run("--images", folder, "--epochs", "1", "--crop_size", "90", "--name", "b"), "crop_size", "98 pixels a side"
     )
     refused(run("--epochs", "1", "--crop_size", "33", "--name", "c"), "crop_size", "even")
-    consistent = ["--network_options", '{"consistent": true, "channels": 4, "blocks": 1}', "--epochs", "1"]
+    consistent = ["--network_options", '{"consistent": true, "channels": 16, "blocks": 1}', "--epochs", "1"]
     refused(run("--images", folder, *consistent, "--name", "d"), "consistent needs --downscaling bilinear")
     more = ["--downscaling", "bilinear", "--antialias", "false", "--max_images", "2", "--loss", "mse"]
     assert run("--images", folder, *consistent, *more, "--name", "d") == 0
