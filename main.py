@@ -173,7 +173,12 @@ def load_batches(config, task, network, step, processes, device):
 
 
 def validate(config, task, run, learner, board):
-    """Validate the averaged weights in the precision they are saved in; write the log, figures and best model."""
+    """Validate the averaged weights in the precision they are saved in; write the log, figures and best model.
+
+    Raises UserError, before anything is written, if a file that is not this program's has taken the model's place. What
+    takes the place of a log or figure is kept, with a warning.
+    """
+    check_run_files(config, "models", f"; then go on with --resume --name {shlex.quote(config.name)}")
     weights = learner.kept_weights()
     run.check_weights(weights)
     figures, first, sample = task.validate(learner.predictor())
@@ -192,10 +197,13 @@ def validate(config, task, run, learner, board):
     if better:
         save_model(config, task, run, learner, weights)
     try:
+        check_run_files(config, "losses")
         if better:
             plot_sheet(task.sample_sheet(sample), config.file("losses", "_samples.png"))
         write_table(run.rows, config.file("losses", ".csv"))
         plot_run(config, task, run, row | first)
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
     except OSError as error:  # open in another program, say: no reason to stop the training
         print(f"warning: {error.filename or config.file('losses', '.csv')}: {error.strerror or error}", file=sys.stderr)
     reference, shown = task.reference(row), f"{score:.{task.decimals}f}{' (best)' * (better and not task.keeps_last)}"
@@ -221,6 +229,14 @@ def plot_run(config, task, run, first):
         title = f"Validated on the first {min(task.preview_images, count)} held-out images. "
         title += f"On all {count:,}: {task.scores[0]} {score:.{task.decimals}f}"
     plot_curves(task.log_panels(rows), config.file("losses", ".png"), title)
+
+
+def check_run_files(config, folder, advice=""):
+    """Raise UserError, which ends with `advice`, if one of the run's files in this folder is not this program's."""
+    try:
+        check_outputs([(config.file(place, suffix), kind) for place, suffix, kind in RUN_FILES if place == folder])
+    except UserError as error:
+        raise UserError(f"{error}{advice}") from None
 
 
 def preview(config, task, run, learner):

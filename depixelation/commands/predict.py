@@ -71,16 +71,26 @@ def warn_of_drawn_images(task, models):
         )
 
 
+def outputs_of(submission, options):
+    """[(path, kind)] of all that is written, as `check_outputs` wants it."""
+    picture, possible = (os.path.splitext(submission)[0] + end for end in (".png", "_samples.png"))
+    return [(submission, picture), (picture, "picture"), (possible, "picture")][: 3 if options.samples else 2]
+
+
+def another_name(submission, options):
+    """The path with _2, or the next number for which none of the outputs exists."""
+    stem, extension = os.path.splitext(submission)
+    paths = (f"{stem}_{number}{extension}" for number in itertools.count(2))
+    return next(path for path in paths if not any(os.path.lexists(each) for each, _ in outputs_of(path, options)))
+
+
 def predict(task, options, paths):
     """Write the challenge file for options.test_set; several models are averaged."""
     read = paths or [chosen_model(task, options)]
     name = os.path.splitext(os.path.basename(read[0]))[0] if len(read) == 1 else "ensemble"
     submission = options.submission or os.path.join(ROOT, f"submission_{name}.bin")
-    picture, possible = (os.path.splitext(submission)[0] + end for end in (".png", "_samples.png"))
     read = [*read, options.test_set]
-    outputs = [(submission, picture), (picture, "picture"), (possible, "picture")]
-    outputs = outputs[: 3 if options.samples else 2]
-    check_outputs(outputs, read)
+    check_outputs(outputs_of(submission, options), read)
     models, _, _ = load_models(task, options, paths)
     warn_of_drawn_images(task, models)
     predictors = [model.predictor for model in models]
@@ -89,16 +99,19 @@ def predict(task, options, paths):
     started = time.perf_counter()
     predictions = restore_all(predictor, pixelated_images, known_arrays)
     seconds = max(time.perf_counter() - started, 1e-9)
-    check_outputs(outputs, read)  # again: some may have appeared meanwhile
+    try:
+        check_outputs(outputs_of(submission, options), read)  # again: some may have appeared meanwhile
+    except UserError as error:
+        submission = another_name(submission, options)
+        print(f"warning: {error}; so {display_path(submission)} is written instead", file=sys.stderr)
     write_submission(predictions, pixelated_images, known_arrays, submission)
     shown = [i for i in range(min(8, len(predictions))) if predictions[i].shape == predictions[0].shape]
     images = (pixelated_images, known_arrays, predictions)
     sheet = [torch.from_numpy(np.stack([arrays[i] for i in shown])) for arrays in images]
-    plot_sheet(restoration_sheet(*sheet), picture, file_digest(submission))
-    pictures = [picture]
+    _, *pictures = (path for path, _ in outputs_of(submission, options))
+    plot_sheet(restoration_sheet(*sheet), pictures[0], file_digest(submission))
     if options.samples:
-        plot_sheet(possible_sheet(predictor, *sheet[:2], None, options.samples), possible)
-        pictures.append(possible)
+        plot_sheet(possible_sheet(predictor, *sheet[:2], None, options.samples), pictures[1])
     print(
         f"Wrote {display_path(submission)}: {len(predictions):,} images, "
         f"{os.path.getsize(submission):,} bytes, read back and checked; "

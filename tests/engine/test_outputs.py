@@ -11,6 +11,8 @@ from conftest import contents, save_photo, some_photos
 import main as entry
 from depixelation.commands import predict as predict_command
 from depixelation.engine.outputs import written_by_us
+from depixelation.mosaics import rectangle_tasks
+from submission_serialization import deserialize
 from utils import ROOT
 
 FOREIGN = {  # command: the files that it would write
@@ -137,6 +139,49 @@ def test_folders_devices_and_loops_are_found_before_the_work(predict, run, refus
     for options in (["--images", "loop"], ["--init", "loop"], ["--output_dir", "loop/x"]):
         refused(run("--epochs", "1", *options), "loop")
     assert os.path.islink("loop") and stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_what_appears_in_the_meantime_is_kept_and_the_work_too(predict, tmp_path, monkeypatch, capsys):
+    restore_all = predict_command.restore_all
+
+    def slowly(*arguments):
+        (tmp_path / "a.bin").write_bytes(b"the user's")
+        return restore_all(*arguments)
+
+    (tmp_path / "a_2.png").write_bytes(b"the user's, too")
+    before = contents(tmp_path)
+    monkeypatch.setattr(predict_command, "restore_all", slowly)
+    assert predict("--submission", "a.bin") == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line and "a.bin" in line]
+    assert "this program made it" in line and "a_3.bin is written instead" in line
+    assert (tmp_path / "a.bin").read_bytes() == b"the user's" and not (tmp_path / "a.png").exists()
+    assert len(deserialize("a_3.bin")) == 4 and written_by_us("a_3.png", "picture")
+    assert contents(tmp_path).items() >= before.items()
+
+
+def test_what_appears_while_a_run_trains_is_kept_and_the_run_too(run, refused, tmp_path, monkeypatch, capsys):
+    def appearing(path):
+        loss = rectangle_tasks.training_loss
+
+        def training_loss(*arguments):
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_bytes(b"the user's")
+            return loss(*arguments)
+
+        return training_loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rectangle_tasks, "training_loss", appearing("models/default.pt"))
+        refused(run("--epochs", "1"), "default.pt", "this program made it", "--resume --name default")
+    assert sorted(os.listdir("models")) == ["default.last.pt", "default.pt"]
+    os.replace("models/default.pt", "mine.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(rectangle_tasks, "training_loss", appearing("losses/default.csv"))
+        assert run("--resume") == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "default.csv" in line and "this program made it" in line
+    assert [(tmp_path / name).read_bytes() for name in ("mine.pt", "losses/default.csv")] == [b"the user's"] * 2
+    assert written_by_us("models/default.pt", "model")
 
 
 def test_a_link_stays_a_link(predict, tmp_path):
