@@ -5,6 +5,8 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import re
+import select
 import shutil
 import signal
 import sys
@@ -178,10 +180,10 @@ def predict(run, model, tmp_path):
 
 @pytest.fixture
 def test_set(tmp_path):
-    """A test pickle of 20 images, one of them of another size; its path and its arrays."""
+    """A test pickle of 20 images, one of them, among the first that are drawn, of another size; its path and arrays."""
     rng, images, known = np.random.default_rng(0), [], []
     for i in range(20):
-        image = synthetic_image(1, i, 80 if i == 10 else 64)[None]
+        image = synthetic_image(1, i, 80 if i == 5 else 64)[None]
         pixelated, mask, _ = prepare_image(image, *rng.integers(0, 30, 2), *rng.integers(4, 33, 2), rng.integers(4, 17))
         images.append(pixelated)
         known.append(mask)
@@ -246,6 +248,17 @@ def tick(monkeypatch, seconds):
     """Replaces the clock of training by one that goes on by so many seconds whenever it is read: at each step."""
     ticks = itertools.count()
     monkeypatch.setattr(runs, "time", types.SimpleNamespace(monotonic=lambda: seconds * next(ticks)))
+
+
+def read_until(stream, pattern):
+    """The bytes that a process writes up to what matches, which must come before its end and without long pauses."""
+    seen = b""
+    while not re.search(pattern, seen):
+        ready, *_ = select.select([stream], [], [], 120)
+        part = os.read(stream.fileno(), 2**16) if ready else b""  # leaves nothing in the stream's own buffer
+        assert part, seen.decode(errors="replace")
+        seen += part
+    return seen
 
 
 class Photos:

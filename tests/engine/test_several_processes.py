@@ -6,11 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from conftest import TINY_UNET, start_main
+from conftest import TINY_UNET, read_until, start_main
 
 import main as entry
 from utils import ROOT
@@ -31,7 +30,7 @@ def start(folder, *more):
         command + options(folder, *more),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     )
 
@@ -78,11 +77,9 @@ def test_two_processes_train_as_one_does_and_resume_exactly(tmp_path):
     assert float(rows(both)[-1]["score"]) < float(rows(both)[-1]["identity_score"]) - 1
 
     process = start(parts, *more)
-    while not (parts / "losses" / "default.csv").exists():  # the end of the first epoch
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
+    output = read_until(process.stdout, rb"epoch 1: training loss")
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal, which reaches torchrun and all it started
-    output = process.communicate(timeout=120)[0]
+    output = (output + process.communicate(timeout=120)[0]).decode()
     assert output.count("Stopped at epoch") == 1 and process.returncode, output
     assert "batches of 15, shared by 2 processes" in output and len(rows(parts)) < 4
     train_together(parts, "--resume")
