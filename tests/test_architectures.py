@@ -95,6 +95,10 @@ def test_block_means_against_loops():
                 assert torch.allclose(means[block], values[block].mean(), atol=1e-6)
                 assert torch.allclose(expected_means[block] * 255, pixelated[block] + (n - 1) / (2 * n), atol=1e-4)
     assert not means[known].any()
+    near = torch.zeros(50, 1, 64, 64)
+    for i, (x, y, width, height, _) in enumerate(rectangles):
+        near[i, 0, max(0, y - 4) : y + height + 4, max(0, x - 4) : x + width + 4] = 1
+    assert torch.equal(grid.surroundings(4), near)
 
 
 def test_our_network_keeps_known_pixels_and_block_means():
@@ -210,6 +214,9 @@ def test_unet_keeps_the_size_and_starts_at_zero():
     assert network.multiple == 2 and torch.equal(network(maps), torch.zeros(2, 2, 12, 20))
     loose_init(network)
     assert network(maps).abs().min() > 0
+    odd = maps[:, :, :11, :19]  # its last row and column go on beyond the edge
+    padded = torch.nn.functional.pad(odd, (0, 1, 0, 1), "replicate")
+    assert torch.allclose(network(odd), network(padded)[:, :, :11, :19], atol=1e-6)
     with pytest.raises(ValueError, match="for each of the 3 stages"):
         UNet(channels=(8, 8, 8), blocks=(1, 1))
 

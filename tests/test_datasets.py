@@ -171,6 +171,8 @@ def test_batches_of_rectangles_that_need_the_same_window():
         assert [sorted(i for batch in part for _, i, _, _ in batch) for part in (batches[:188], batches[188:])] == [
             list(range(3000))
         ] * 2
+        first, second = ([key.index for batch in part for key in batch] for part in (batches[:188], batches[188:]))
+        assert first != second  # each epoch has its own order
         keys = [key for batch in batches for key in batch]
         counts = np.stack([np.bincount([key[axis] for key in keys], minlength=33) for axis in (2, 3)])
         assert not counts[:, :4].any() and (np.abs(counts[:, 4:] - 6000 / 29) < 5 * (6000 / 29) ** 0.5).all()  # uniform

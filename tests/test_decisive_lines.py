@@ -50,12 +50,16 @@ def test_the_best_model_is_kept(run, monkeypatch, higher, kept):
 
 
 @pytest.mark.parametrize("name", ["depixelation", "super_resolution", "files", "finding"])
-def test_what_is_held_out_is_not_trained_on(name, tmp_path, photos):
+def test_what_is_held_out_is_not_trained_on_and_the_same_for_all_seeds(name, tmp_path, photos):
     kind = load_task(name)
     task = kind(kind.Config(images=str(photos), cache_dir=str(tmp_path), validation_fraction=0.2))
     task.prepare()
     trained, held_out = set(task.training_set.names), set(task.validation_set.names)
     assert trained and held_out and not trained & held_out
+    again = kind(kind.Config(images=str(photos), cache_dir=str(tmp_path), validation_fraction=0.2, seed=1))
+    again.prepare()
+    one, other = (np.asarray(each.validation_set[0][0]) for each in (task, again))
+    assert np.array_equal(one, other)  # runs of any seed are measured on the same
 
 
 def test_gradients_are_clipped():

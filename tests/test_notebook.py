@@ -5,7 +5,7 @@ import pytest
 from conftest import drawn_photo
 from PIL import Image
 
-from depixelation import Restored, restore
+from depixelation import Restored, notebook, restore
 from depixelation.mosaics.area import Area, pixelate_area
 from utils import UserError
 
@@ -86,8 +86,18 @@ def test_a_seed_draws_another_original(photo):
     _, pixels = photo
     small = np.ascontiguousarray(pixels[25:75, 35:95, :1])[:, :, 0]
     place = (5, 5, 48, 40)
-    first, second, again = (restore(small, [place], seed=seed).image for seed in (1, 2, 1))
+    first, second, again, accurate = (restore(small, [place], seed=seed).image for seed in (0, 1, 0, None))
     assert np.array_equal(first, again) and not np.array_equal(first, second)
+    assert not np.array_equal(first, accurate)
+
+
+def test_each_call_has_its_own_sensitivity(photo, monkeypatch):
+    seen = []
+    monkeypatch.setattr(notebook, "find_areas", lambda finder, pixels: seen.append(finder.sensitivity) or [])
+    for sensitivity in (0.9, 0.2):
+        restore(photo[1], sensitivity=sensitivity)
+    restore(photo[1])
+    assert seen == [0.9, 0.2, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ from conftest import contents, drawn_photo, pixelated, save_photo
 from PIL import Image, ImageCms
 
 import main as entry
+from depixelation.commands.depixelate import DepixelateOptions, facts
 from depixelation.images.photo_files import read_photo
 from depixelation.images.synthetic import synthetic_colour_image
 from depixelation.mosaics import photo
+from depixelation.mosaics.area import Area
 from depixelation.mosaics.exact import estimate_block_size
 from depixelation.mosaics.restoring import restore_area
 from depixelation.tasks.finding import Finding
@@ -194,3 +196,10 @@ def test_hostile_photos(tmp_path, monkeypatch, capsys, kind):
         else "no pixelated" in captured.out or f"{name}: area " in captured.out  # dithering may look pixelated
     )
     assert ("has 16 bits" in captured.err) == (kind == "sixteen")
+
+
+def test_the_page_says_how_far_samples_are_apart_in_grey_levels():
+    area, spread = Area(5, 5, 20, 20, 4.0, 4.0), np.zeros((40, 40, 1), np.uint8)
+    spread[area.box()] = 4 * 3  # of which the picture shows four times as much
+    lines = list(facts(DepixelateOptions(samples=2), [area], spread, 1.0))
+    assert lines[1].startswith("2 samples: 3.0 of 255 grey levels apart")

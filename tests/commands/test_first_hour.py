@@ -102,7 +102,11 @@ def test_compare_warns_of_different_images(run, tmp_path, capsys):
     assert run("--compare", "a", "b") == 0
     assert "different images" in capsys.readouterr().err
     assert run("--compare", "a", "a") == 0
-    assert "different images" not in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "different images" not in captured.err and re.search(r"^a +2.0 +19 +16.5$", captured.out, re.M)
+    (tmp_path / "losses" / "c.csv").write_text("epoch,minutes,train_loss,accuracy\n1,1,20,97\n2,2,19,96\n")
+    assert entry.main(["--task", "classification", "--compare", "c", "--output_dir", str(tmp_path)]) == 0
+    assert re.search(r"^c +2.0 +20 +97$", capsys.readouterr().out, re.M)  # of accuracy, more is better
 
 
 def test_score_says_points_and_place(tmp_path, capsys):

@@ -8,6 +8,8 @@ from conftest import drawn_photo
 from PIL import Image
 
 import main as entry
+from depixelation.commands.depixelate import DepixelateOptions
+from depixelation.commands.naming import named_areas
 from depixelation.mosaics.area import Area, pixelate_area
 
 Y, X = np.mgrid[:100, :120]
@@ -47,6 +49,15 @@ def test_a_mask_says_what_may_change(photo, capsys):
     assert entry.main(["--depixelate", "a.png", "--mask", "white.png", "--preview"]) == 0
     drawn = (restored("a_preview.png") != photo).any(axis=2)
     assert drawn.any() and not drawn[~MASK].any()
+
+
+def test_what_is_transparent_in_a_mask_is_not_in_it(photo):
+    """As a painting program writes a layer: white everywhere, transparent where nothing was painted."""
+    layer = Image.new("RGB", (120, 100), "white")
+    layer.putalpha(Image.fromarray(MASK).convert("L"))
+    layer.save("layer.png")
+    (area,) = named_areas(DepixelateOptions(mask="layer.png"), photo, "a.png")
+    assert area.size == MASK.sum()
 
 
 def test_a_folder_of_masks(photo, tmp_path, capsys):

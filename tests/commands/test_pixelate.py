@@ -41,3 +41,13 @@ def test_pixelated_flat_area_is_told(run, tmp_path, capsys):
     Image.new("RGB", (60, 60), "white").save("white.png")
     assert run("--pixelate", "white.png") == 0
     assert "--area 20 20 20 20" in capsys.readouterr().out
+
+
+def test_blocks_begin_where_the_picture_does(tmp_path):
+    Image.fromarray(drawn_photo(90, 80)).save(tmp_path / "a.png")
+    options = ["--grid", "picture", "--block_size", "7", "--area", "30", "26", "40", "30"]
+    assert entry.main(["--pixelate", str(tmp_path / "a.png"), *options]) == 0
+    pixels = read_photo(tmp_path / "a_pixelated.png")[0]
+    for y, x in ((28, 35), (42, 49)):  # multiples of 7
+        block = pixels[y : y + 7, x : x + 7]
+        assert (block == block[0, 0]).all() and (pixels[y, x] != pixels[y - 1, x - 1]).any()

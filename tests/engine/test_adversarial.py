@@ -83,3 +83,17 @@ def test_super_resolution_against_a_discriminator(tmp_path, monkeypatch, capsys)
         assert entry.main([*line, "--realism", share]) == 0
         pictures.append(np.asarray(Image.open(tmp_path / "a_x2.png")).astype(int))
     assert np.abs(pictures[0] + pictures[2] - 2 * pictures[1]).max() <= 2
+
+
+def test_a_steep_discriminator_is_punished_for_all_steps_between_two_penalties():
+    """R1 of a slope of 3: half of its square, times the weight 0.001, for 16 steps at once."""
+
+    def judge(maps):
+        return 3 * maps[:, :1], []
+
+    task, losses = Depixelation(Depixelation.Config(adversarial=1.0)), []
+    task.pair = torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16), torch.ones(2, 2, 16, 16), torch.ones(2, 1, 16, 16)
+    task.discriminator = judge
+    for judge.steps in (16, 17):
+        losses.append(task.discriminator_loss()[0]["discriminator_loss"].item())
+    assert losses[0] - losses[1] == pytest.approx(16 * 0.001 * 3**2 / 2, rel=1e-3)

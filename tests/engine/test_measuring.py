@@ -23,3 +23,9 @@ def test_confidence_interval_is_that_of_the_mean():
     assert low == pytest.approx(errors.mean() - half, abs=0.1 * half)
     assert high == pytest.approx(errors.mean() + half, abs=0.1 * half)
     assert np.allclose(confidence_interval(errors.repeat(9), np.arange(2000).repeat(9)), (low, high))  # as few photos
+
+
+def test_a_large_folder_counts_as_many_images_as_it_has():
+    sizes = [9, 1] * 50
+    low, high = confidence_interval(np.repeat([0.0, 1.0] * 50, sizes), np.repeat(np.arange(100), sizes))
+    assert low < 0.1 < high < 0.2

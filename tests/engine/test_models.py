@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from architectures import ResidualUNet
-from depixelation.engine.models import load_weights
+from depixelation.engine.models import load_weights, validated_in
 from utils import UserError
 
 
@@ -25,3 +25,8 @@ def test_a_larger_network_starts_as_the_smaller_one():
     assert all(p.grad.abs().sum() > 0 for name, p in large.named_parameters() if "conv1" not in name)
     with pytest.raises(UserError, match="do not fit ResidualUNet"):
         load_weights(ResidualUNet((8, 8), (1, 1)), checkpoint, "small.pt")
+
+
+def test_the_precision_of_another_kind_of_device_is_not_kept():
+    saved = {"device": "cuda", "precision": "bfloat16"}
+    assert validated_in(saved, torch.device("cuda")) == "bfloat16" and validated_in(saved, torch.device("cpu")) is None

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from conftest import TINY_UNET as TINY  # noqa: F401 (the options of run)
 
-from architectures import IdentityModel
+from architectures import IdentityModel, Interpolation
 from depixelation.engine import predictor as predictor_module
 from depixelation.engine.predictor import Ensemble, Predictor, RealismBlend
 from depixelation.tasks.depixelation import Depixelation
@@ -85,3 +85,9 @@ def test_what_is_remembered_is_told_apart_by_values_and_shape():
     inputs += 1  # the caller's own
     assert accurate(inputs).mean() == 2 and first.mean() == 1 and accurate(torch.zeros(1, 2, 4, 4)).mean() == 1
     assert accurate(torch.zeros(1, 2, 2, 8)).shape == (1, 2, 2, 8)
+
+
+def test_a_blend_sees_as_far_as_either_network():
+    for reach, expected in ((9, 9), (1, Interpolation.reach)):
+        blend = RealismBlend(Predictor(Interpolation(), torch.device("cpu")), None, reach=reach)
+        assert blend.reach == blend.at(0.5).reach == expected

@@ -17,3 +17,13 @@ def test_precision_is_measured_once(monkeypatch):
         monkeypatch.setattr(processes, "convolution_seconds", functools.cache(measure))
         for _ in range(2):
             assert processes.choose_precision("auto", torch.device("cpu")) == chosen
+
+
+def test_each_process_has_a_share_of_each_batch():
+    """Also of one with fewer images than processes: they compute their gradients together."""
+    shares = []
+    for rank in (0, 1):
+        each = processes.Processes()
+        each.rank, each.count = rank, 2
+        shares.append(list(each.shares([[1, 2, 3], [4]])))
+    assert shares == [[[1, 3], [4]], [[2], [4]]]

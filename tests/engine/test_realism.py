@@ -5,7 +5,13 @@ import torch
 from conftest import draw_batch
 from torch.nn import functional as F
 
-from depixelation.engine.realism import block_violation, measure_realism, power_spectrum, wilson_interval
+from depixelation.engine.realism import (
+    block_violation,
+    measure_realism,
+    power_spectrum,
+    two_sample_accuracy,
+    wilson_interval,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +57,9 @@ def test_a_block_may_be_off_by_what_its_floor_took(samples):
         inside = (pixelated.int() + shift).clamp(0, 255) == pixelated.int() + shift
         values = torch.where(inside, values, pixelated)
         assert block_violation(pixelated, values, ~known) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_the_classifier_is_measured_on_images_that_it_has_not_seen(samples):
+    _, known, images = samples
+    restored = torch.cat([torch.zeros_like(images[:50]), images[50:]])  # the second half is the truth itself
+    assert two_sample_accuracy(restored, images, ~known, steps=12)[0] == 0.5

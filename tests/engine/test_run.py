@@ -18,6 +18,9 @@ def test_learning_rate_is_a_function_of_progress():
         run = Run(step=step, seconds=seconds)
         run.begin(config, 10)
         assert run.progress(step) == pytest.approx(progress) and run.epoch == step / 10
+    run = Run()
+    run.begin(config, 10)
+    assert run.learning_rate() == pytest.approx(0.05)  # of the first of 10 steps that rise, at its middle
 
 
 def test_loss_that_is_not_finite():

@@ -89,6 +89,7 @@ def test_hostile_names_stay_text_and_links_lead_to_the_files(tmp_path):
     parsed = Parsed(page)
     links = parsed.all("img", "src") + [v for v in parsed.all("input", "value") if v != "50"]
     assert len(links) == len(HOSTILE) * (2 + 4) and all(os.path.isfile(link(url, page.parent)) for url in links)
+    assert set(parsed.all("figure", "style")) == {"--width: 60; --height: 40"}
     assert parsed.all("script", "type") == ["application/json"] and len(parsed.all("meta", "name")) == 3
     assert [tag for tag, _ in parsed.elements].count("script") == 2 and GUESS in parsed.text
     assert not {"b", "a", "iframe", "link"} & {tag for tag, _ in parsed.elements}

@@ -1,6 +1,7 @@
 """The files of MNIST and Fashion-MNIST, digits that are drawn, and the split of both."""
 
 import gzip
+import itertools
 import os
 import struct
 
@@ -119,6 +120,7 @@ def test_training_never_opens_the_test_part(tmp_path):
         (tmp_path / name).write_bytes(b"not to be read")
     task = Denoising(DenoisingConfig(images=str(tmp_path), validation_fraction=0.2))
     task.prepare()
+    assert task.validation_set.fixed and not task.training_set.fixed
     seen = [*task.training_set.images, *task.validation_set.images]
     assert len(seen) == 60 and {image.tobytes() for image in seen} == {image.tobytes() for image in images}
     with pytest.raises(UserError, match=digits.FILES["test"][0]):
@@ -129,8 +131,9 @@ def test_drawn_digits():
     images, labels = digits.draw_digits(0, "train", 200)
     assert images.shape == (200, 28, 28) and images.dtype == np.uint8 and np.bincount(labels).tolist() == [20] * 10
     assert np.array_equal(digits.draw_digits(0, "train", 200)[0], images)
-    for other in (digits.draw_digits(1, "train", 200)[0], digits.draw_digits(0, "test", 200)[0]):
-        assert not {image.tobytes() for image in other} & {image.tobytes() for image in images}
+    drawn = [digits.draw_digits(seed, part, 200)[0] for seed in (0, 1) for part in ("train", "test")]
+    for one, other in itertools.combinations(drawn, 2):  # no test digit of one seed is trained on with another
+        assert not {image.tobytes() for image in one} & {image.tobytes() for image in other}
     assert images.max() > 200 and 15 < images.mean() < 70 and not images[:, :2, :2].any()  # light on black, centred
 
 

@@ -66,8 +66,10 @@ def test_jpegs_without_their_end(tmp_path, options, capsys):
         assert np.array_equal(read_photo(tmp_path / "a.jpg")[0], expected)
         assert np.array_equal(decode_photo(whole[:-missing], colour=True)[0], expected)
     assert not capsys.readouterr().err
-    with pytest.raises((ValueError, OSError)):
-        decode_photo(whole[: len(whole) // 2])
+    last_scan = whole.rindex(b"\xff\xda")
+    for length in (len(whole) // 2, last_scan):  # of a progressive one all rows are there before, but not sharp
+        with pytest.raises((ValueError, OSError)):
+            decode_photo(whole[:length])
 
 
 def stripped_tiff(pixels, rows=20):
@@ -170,13 +172,13 @@ def sixteen_bits(values, white_is_zero, bits=16):
 @pytest.mark.parametrize("white_is_zero", [False, True])
 def test_scans_whose_white_is_zero(tmp_path, white_is_zero):
     grey = PIXELS[:, :, 0] // 2
-    values = grey.astype(np.uint16) * 257
+    values, grey = grey.astype(np.uint16) * 257 + 200, grey + 1  # nearer to the next level
     data = sixteen_bits(65535 - values if white_is_zero else values, white_is_zero)
     (tmp_path / "a.tif").write_bytes(data)
     assert np.array_equal(read_photo(tmp_path / "a.tif")[0][:, :, 0], grey)
     assert np.array_equal(decode_photo(data)[0], grey)
     high = SRDataset(tmp_path, 64, jitter=0)[0][1].numpy() * 255
-    assert high.max() <= grey.max() < 128
+    assert high.max() <= grey.max() <= 128
 
 
 def test_colours_of_more_bits_are_told(tmp_path, capsys):
@@ -232,6 +234,14 @@ def test_exif_xmp_and_resolution_stay(tmp_path, name, quality):
         write_photo(*read_photo(tmp_path / "out"), tmp_path / "out", quality)
 
 
+def test_a_small_photo_in_xmp_does_not_stay(tmp_path):
+    """It would show what is pixelated now."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><xmp:Thumbnails>a photo</xmp:Thumbnails></x:xmpmeta>'
+    Image.fromarray(PIXELS).save(tmp_path / "a.jpg", xmp=xmp)
+    assert b"Thumbnails" in Image.open(tmp_path / "a.jpg").info["xmp"]
+    assert "xmp" not in read_photo(tmp_path / "a.jpg")[2]
+
+
 def test_a_pngs_gamma_stays(tmp_path):
     info = PngImagePlugin.PngInfo()
     info.add(b"gAMA", struct.pack(">I", 100000))
@@ -279,6 +289,7 @@ def test_folders_hold_every_kind_that_pillow_reads_and_links(tmp_path, capsys):
     assert "left out 2" in capsys.readouterr().out
     results = decode_chunk(str(folder), expected)
     assert not [result for result in results if isinstance(result, str)]
+    assert len(list_files([str(folder), str(folder / "a.jfif")])) == len(expected)  # one that is named twice is one
 
 
 # ------------------------------------------------------------------------------------------------ results

@@ -12,7 +12,16 @@ from depixelation.engine.predictor import Predictor
 from depixelation.images.synthetic import synthetic_colour_image
 from depixelation.mosaics import finder as finding_areas
 from depixelation.mosaics.area import Area, pixelate_area
-from depixelation.mosaics.finder import Finder, FlatFinder, MosaicNet, find_cells, outline, predict_cells, to_luma
+from depixelation.mosaics.finder import (
+    Finder,
+    FlatFinder,
+    MosaicNet,
+    _without_doubles,
+    find_cells,
+    outline,
+    predict_cells,
+    to_luma,
+)
 from depixelation.mosaics.grid_fit import fit_area, fit_grid
 from depixelation.mosaics.making import compress, log_distance
 from depixelation.mosaics.photo import find_areas
@@ -61,6 +70,19 @@ def test_no_grid_is_no_area():
     pixelate_area(noise, area)
     (found,) = FlatFinder()(noise)
     assert found.overlap(area) > 0.9 and found.block_width == pytest.approx(8, rel=0.03)
+
+
+def test_an_area_is_as_sure_as_its_weaker_axis():
+    rng = np.random.default_rng(0)
+    stripes = rng.integers(0, 128, (1, 12)).repeat(8, axis=1) + rng.integers(0, 128, (96, 1))  # blocks along x alone
+    area = fit_area(stripes.astype(np.uint8), (0, 96, 0, 96), (8.0, 8.0))
+    assert area is None or area.confidence < 0.5
+
+
+def test_of_two_areas_that_are_one_the_surer_is_kept():
+    sure, other = Area(0, 0, 40, 40, 8.0, 8.0, confidence=0.9), Area(2, 0, 40, 40, 8.0, 8.0, confidence=0.4)
+    elsewhere = Area(60, 0, 40, 40, 8.0, 8.0, confidence=0.3)
+    assert _without_doubles([other, elsewhere, sure]) == [sure, elsewhere]
 
 
 def seen_cells(areas, side):

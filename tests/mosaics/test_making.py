@@ -45,6 +45,9 @@ def test_drawn_areas_do_not_overlap_and_can_be_seen():
         for area in areas:
             pixelate_area(again, area)
         assert np.array_equal(again, pixels)
+    before, after = np.zeros((2, 64, 64, 3), dtype=np.uint8)
+    after[8:] = 50  # but its first blocks
+    assert is_visible(before, before + 50, 8) and not is_visible(before, after, 8)
     flat = np.full((64, 64, 3), 100, dtype=np.uint8)
     assert draw_areas(rng, flat, 2) == [] and (flat == 100).all()
 

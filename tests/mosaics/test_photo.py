@@ -12,7 +12,7 @@ from depixelation.engine.predictor import Predictor
 from depixelation.mosaics import photo, restoring
 from depixelation.mosaics.area import Area
 from depixelation.mosaics.exact import square_area
-from depixelation.mosaics.photo import restore_areas
+from depixelation.mosaics.photo import restore_areas, restore_photo
 
 
 def test_areas_may_overlap():
@@ -43,6 +43,18 @@ def test_the_first_part_of_a_large_area_says_how_all_of_it_was_averaged(monkeypa
     assert seen == [None, *["center"] * (len(seen) - 2), None] and len(seen) > 3
     assert [area.average for area in likely] == ["center", "linear"] and sure == [True, False]
     assert [replace(area, average=None) for area in likely] == areas
+
+
+def test_what_looks_real_has_the_average_that_the_accurate_network_detected(monkeypatch):
+    seen = []
+
+    def restore(predictor, pixels, area, blocks):
+        seen.append((predictor, area.average))
+        return pixels, area.average or "linear", True
+
+    monkeypatch.setattr(photo, "restore_area", restore)
+    restore_photo(drawn_photo(60, 60), [Area(8, 8, 40, 40, 8.0, 8.0)], "accurate", "realistic")
+    assert seen == [("accurate", None), ("realistic", "linear")]
 
 
 def test_what_lies_far_from_an_area_does_not_matter():

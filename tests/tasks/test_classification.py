@@ -60,6 +60,15 @@ def test_augmentation():
         assert views.sum() < image.sum() * 300  # some of it is hidden
 
 
+def test_label_smoothing_wants_less_than_certainty():
+    images, labels, losses = torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.arange(4), []
+    for share in (0.0, 0.1):
+        task = Classification(ClassificationConfig(label_smoothing=share, augment=False))
+        found, _ = task.loss(lambda images: 20.0 * F.one_hot(labels, 10), (images, labels))
+        losses.append(found["train_loss"].item())
+    assert losses == pytest.approx([0, 0.1 * 20 * 9 / 10], abs=1e-4)
+
+
 def test_classes_are_named_after_the_images():
     for images, labels in (("FashionMNIST", "clothes"), ("/data/fashion/raw", "clothes"), ("MNIST", "digits")):
         assert config_from_dict(ClassificationConfig, {"images": images}, "here").labels == labels

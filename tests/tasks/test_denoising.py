@@ -61,6 +61,9 @@ def test_mae_psnr_and_median_by_hand():
     # MSE (0.25 + 0.25) / 4 = 0.125 and 0.01
     assert torch.allclose(psnr_per_image(restored, clean), torch.tensor([10 * np.log10(8), 20.0]).float())
     assert psnr_per_image(clean, clean).tolist() == [100.0, 100.0]
+    for loss, expected in (("mse", 0.25), ("mae", 0.5)):
+        found, count = Denoising(DenoisingConfig(loss=loss)).loss(lambda noisy: noisy, (clean + 0.5, clean))
+        assert found["train_loss"] == expected and count == 2
     image = torch.arange(25.0).view(1, 1, 5, 5)
     image[0, 0, 2, 2] = 99  # an outlier, gone afterwards: the median of its surroundings is 13
     assert median(image)[0, 0, 2, 2] == 13 and median(image).shape == image.shape

@@ -7,7 +7,7 @@ from conftest import TINY_UNET, log
 from PIL import Image
 
 import main as entry
-from architectures import BasicCNN, OddUNet
+from architectures import BasicCNN
 from depixelation.tasks.depixelation import Depixelation
 
 
@@ -31,7 +31,9 @@ def test_two_images_are_learned_by_heart(tmp_path):
 
 
 def test_windows_widen_in_the_course_of_training():
-    task, network = Depixelation(Depixelation.Config()), OddUNet((16, 32), (1, 1))
+    task = Depixelation(Depixelation.Config())
+    network = task.build_network("OddUNet", {"channels": [16, 32], "blocks": [1, 1]})
+    assert network.training
     for progress, pixels in ((0, 8), (0.29, 8), (0.3, 4), (0.69, 4), (0.7, 0), (1, 0)):
         task.begin_step(network, progress)
         assert network.narrowed == pixels

@@ -56,6 +56,8 @@ def test_an_area_at_an_edge_is_at_one_on_the_canvas_too(monkeypatch):
         hidden = ~areas[0, 0][1][0]
         rows, columns = hidden.any(axis=1), hidden.any(axis=0)
         assert (rows[0], rows[-1], columns[0], columns[-1]) == (y == 0, y == 38, x == 0, x == 28)
+    picture[:] = 50, 100, 150
+    assert {int(areas[0, i][0].max()) for i in range(20)} == {50, 100, 150}  # each colour in its turn
 
 
 def test_runs_resume_exactly_and_compare_with_models_of_the_challenge(run, tmp_path, monkeypatch, capsys, refused):

@@ -29,6 +29,9 @@ def test_network_and_loss():
     some = torch.ones(1, 1, 2, 2), torch.full((1, 6, 2, 2), 5.0), torch.zeros(1, 2, 2).long(), torch.ones(1, 1, 2, 2)
     right = torch.tensor([20.0, *[5.0] * 6, 20, -20, -20])[None, :, None, None].expand(1, 10, 2, 2)
     assert all(part < 1e-6 for part in losses_of(right, *some)) and losses_of(-right, *some)[1] > 5
+    found, grids = losses_of(-right, *some)
+    losses, _ = Finding(Finding.Config()).loss(lambda luma: -right, (torch.zeros(1, 1, 8, 8), *some))
+    assert losses["train_loss"] == found + 0.5 * grids
 
 
 def test_figures():

@@ -102,4 +102,6 @@ def test_processes_share_what_one_would_draw(batch, monkeypatch):
         shares.append(task.draw(batch[2][rank::count]) + [torch.rand(1)])
     for whole, even, odd in zip(*shares):
         assert torch.equal(whole[::2], even) and (torch.equal(whole[1::2], odd) or len(whole) == 1)
+    times = shares[0][1].flatten()
+    assert len(times.unique()) == 12 and 0 <= times.min() < 0.5 < times.max() < 1
     assert shares[1][2] == shares[2][2]  # and the next is the same everywhere

@@ -295,7 +295,7 @@ def test_own_photos(run, tmp_path, capsys):
     assert np.abs(np.asarray(colour).astype(int) - np.asarray(bicubic)).mean() < 8
 
 
-def test_colours_that_cannot_be_seen_do_not_bleed():
+def test_colours_that_cannot_be_seen_do_not_bleed(monkeypatch):
     alpha = torch.zeros(30, 40, dtype=torch.uint8)
     alpha[10:20, 12:25] = 255
     cut_out = torch.tensor([200, 100, 50], dtype=torch.uint8).view(3, 1, 1) * (alpha > 0)
@@ -308,6 +308,9 @@ def test_colours_that_cannot_be_seen_do_not_bleed():
     even = torch.from_numpy(photo(2, 40, 30)).permute(2, 0, 1)
     for level in (1, 9, 200, 255):  # of the same visibility everywhere: as it is
         assert torch.equal(fill_transparent(even, torch.full((40, 30), level, dtype=torch.uint8)), even)
+    whole = fill_transparent(cut_out, alpha)
+    monkeypatch.setattr(enlarging, "TILE", 7)  # in strips
+    assert torch.equal(fill_transparent(cut_out, alpha), whole)
 
 
 @pytest.mark.skipif(not os.path.exists(SuperResolution.shipped), reason="models/SR.pt is not handed in")
