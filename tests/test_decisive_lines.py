@@ -40,8 +40,8 @@ def test_the_best_model_is_kept(run, monkeypatch, higher, kept):
     scores, saved, validate = iter([10, 5, 20]), [], Depixelation.validate
 
     def with_score(task, predictor):
-        figures, sample = validate(task, predictor)
-        return {**figures, "score": next(scores)}, sample
+        figures, *rest = validate(task, predictor)
+        return {**figures, "score": next(scores)}, *rest
 
     monkeypatch.setattr(Depixelation, "validate", with_score)
     monkeypatch.setattr(Depixelation, "higher_is_better", higher)

@@ -173,7 +173,8 @@ def _others(entries):
     """The list of photos without a result, and why."""
     if not entries:
         return ""
-    items = "".join(f"<li>{_name(e.before)}: {_text(e.problem or NOTHING)}</li>\n" for e in entries)
+    reasons = [(e.before, (e.problem or NOTHING).removeprefix(f"{display_path(e.before)}: ")) for e in entries]
+    items = "".join(f"<li>{_name(path)}: {_text(reason)}</li>\n" for path, reason in reasons)
     return f'<section id="others"><h2>Without a result</h2>\n<ul>{items}</ul></section>'
 
 

@@ -139,6 +139,9 @@ def list_files(paths, result=RESULT):
     found, ours = [], {}
     for path in paths:
         if not os.path.isdir(path):
+            if path.lower().endswith(".html") and _is_ours(path, "page"):  # named by a shell's *
+                _tell(f"{display_path(path)}: left out, as it is a page of results")
+                continue
             found.append((path, os.path.basename(path)))
             match = result.match(path)
             if match and _is_ours(path):
@@ -163,9 +166,9 @@ def list_files(paths, result=RESULT):
     return list({os.path.realpath(file): (file, name) for file, name in found}.values())
 
 
-def _is_ours(path):
+def _is_ours(path, kind="picture"):
     with contextlib.suppress(OSError):  # it cannot be read
-        return os.path.isfile(path) and written_by_us(path, "picture")
+        return os.path.isfile(path) and written_by_us(path, kind)
     return False
 
 

@@ -26,6 +26,7 @@ def test_kinds_of_mosaics(tmp_path, monkeypatch):
     """Two kinds and two that only look like one, of drawn images: a PNG and a JPEG each."""
     monkeypatch.setattr(wild, "KINDS", {name: wild.KINDS[name] for name in ("ellipse", "fractional blocks")})
     monkeypatch.setattr(wild, "MIMICS", {name: wild.MIMICS[name] for name in ("pixel art", "JPEG quality 8 to 18")})
+    monkeypatch.setattr(wild, "ODD", {})
     rows = wild.measure_kinds("synthetic", 2, str(tmp_path))
     assert min(rows[name][0] for name in wild.KINDS) > 0.6 and max(rows[name][1] for name in wild.KINDS) < 0.03
     assert max(rows[name][2] for name in wild.KINDS) < 1 and len(rows) == 4
