@@ -197,15 +197,14 @@ def by_parity(maps):
 def odd(network, maps, signs):
     """The odd parity of the output of a network that takes and returns pairs of maps.
 
-    maps: (N, C, H, W). signs: for each map -1 if negating the image flips its sign, else 1. The output: (N, D, H, W),
-    where the network returns 2D channels.
+    maps: (N, C, H, W). signs: for each map -1 if negating the image flips its sign, else 1.
     """
     if by_parity(maps):  # a map whose sign flips is purely odd, any other purely even
         even = torch.tensor(signs).view(-1, 1, 1) > 0
         return network(Parities(maps * even, maps * ~even)).odd
     pairs = [m for one, sign in zip(maps.split(1, dim=1), signs) for m in (one, one if sign > 0 else -one)]
     pairs = torch.cat(pairs, dim=1).contiguous(memory_format=torch.channels_last)  # (N, 2C, H, W)
-    one, other = network(pairs).float().unflatten(1, (-1, 2)).unbind(2)
+    one, other = network(pairs).float().split(1, dim=1)
     return (one - other) / 2
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from architectures import BasicSRModel, Interpolation, OddSubPixelResNet, ResidualSRModel, SubPixelResNet
+from architectures import BasicSRModel, EquivariantSubPixelResNet, Interpolation, ResidualSRModel, SubPixelResNet
 from datasets import DOWNSCALING, CachedCrops, CachedPhotos
 from depixelation.engine.adversarial import Adversarial, AdversarialConfig
 from depixelation.engine.enlarging import BORDER, enlarge_photo, figures_of, grey_squares
@@ -22,7 +22,8 @@ from depixelation.images.photos import COLOUR_SIDE
 from utils import ROOT, UserError, display_path, inherited, key
 
 SHOWN = 64  # pixels a side of a photo's part on the sheet of samples; no cached photo is smaller
-NETWORKS = {network.__name__: network for network in (OddSubPixelResNet, SubPixelResNet, BasicSRModel, ResidualSRModel)}
+NETWORKS = (EquivariantSubPixelResNet, SubPixelResNet, BasicSRModel, ResidualSRModel)
+NETWORKS = {network.__name__: network for network in NETWORKS}
 
 
 def _even(value):
@@ -35,7 +36,7 @@ class SuperResolutionConfig(AdversarialConfig):
 
     task: str = inherited("task", "super_resolution")
     name: str = inherited("name", "super_resolution")
-    network: str = key("OddSubPixelResNet", "the architecture", choices=tuple(NETWORKS))
+    network: str = key("EquivariantSubPixelResNet", "the architecture", choices=tuple(NETWORKS))
     loss: str = key("l1", "l1, as in the exercise, or mse; of the colours in [0, 1]", choices=("l1", "mse"))
     downscaling: str = key("bicubic", "how photos are halved in size", choices=DOWNSCALING)
     antialias: bool = key(

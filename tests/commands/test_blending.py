@@ -7,7 +7,6 @@ import pytest
 from conftest import TINY_UNET, save_photo
 from PIL import Image
 
-import architectures
 import main as entry
 from depixelation.engine import realism
 from depixelation.tasks.depixelation import Depixelation
@@ -25,7 +24,6 @@ def trained(tmp_path_factory):
 
     accurate = folder / "models" / "accurate.pt"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(architectures, "FLOW_STEPS", 3)
         patch.setattr(realism, "STEPS", 5)
         assert run("--name", "accurate", "--epochs", "1") == 0
         assert run("--name", "adversarial", "--epochs", "1", "--init", accurate, "--adversarial", "3") == 0

@@ -95,7 +95,7 @@ def test_hostile_names_stay_text_and_links_lead_to_the_files(tmp_path):
     assert [tag for tag, _ in parsed.elements].count("script") == 2 and GUESS in parsed.text
     assert not {"b", "a", "iframe", "link"} & {tag for tag, _ in parsed.elements}
     assert "://" not in parsed.source  # nothing comes from a network
-    assert parsed.text.count(HOSTILE[0]) == 3 and "caf\\udce9 \\udcff" in parsed.text
+    assert parsed.text.count(HOSTILE[0]) == 2 and "caf\\udce9 \\udcff" in parsed.text
     (policy,) = (a["content"] for tag, a in parsed.elements if "http-equiv" in a)
     script = re.findall(r"<script>(.*?)</script>", parsed.source, re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in script]

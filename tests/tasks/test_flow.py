@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import draw_batch
 
-import architectures
 from architectures import FlowUNet, OddUNet, without_means
 from depixelation.block_grid import BlockGrid
 from depixelation.engine.predictor import Predictor, RealismBlend
@@ -17,12 +16,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def batch():
     return draw_batch(12, (8, 30), (8, 30), (4, 9))
-
-
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch):
-    """Models take more of them, which changes nothing of what is checked here."""
-    monkeypatch.setattr(architectures, "FLOW_STEPS", 5)
 
 
 def flow_network(seed=0):
