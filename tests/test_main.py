@@ -364,9 +364,10 @@ WINDOWS = ["--network", "ResidualUNet", "--network_options", '{"channels": [8, 8
 def test_a_state_saved_within_an_epoch_resumes_exactly(run, tmp_path, monkeypatch, options):
     with monkeypatch.context() as patch:
         saves, save = [], entry.save_run
-        patch.setattr(entry, "save_run", lambda *arguments: saves.append(1) or save(*arguments))
+        patch.setattr(entry, "save_run", lambda *arguments: saves.append(arguments[2].step) or save(*arguments))
+        tick(patch, 50)
         assert run("--name", "whole", "--epochs", "2", *options) == 0
-        assert len(saves) == 3  # before the first step and after each epoch
+        assert saves == [0, 3, 4, 7, 8]  # at first, after each epoch, and once two minutes have passed since
     with monkeypatch.context() as patch:
         calls, loss = [], rectangle_tasks.training_loss
         patch.setattr(runs, "SAVE_EVERY", -1)
